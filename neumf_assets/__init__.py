@@ -1,0 +1,1 @@
+"""Dagster data assets for single-cell RNA-seq."""

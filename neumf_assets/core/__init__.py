@@ -1,0 +1,1 @@
+"""The science as a library: nothing below this package imports Dagster."""

@@ -1,0 +1,1 @@
+"""Cells in an embedding: neighbour graphs, clusters, maps and scores."""

@@ -1,0 +1,1 @@
+"""Reading, validating, filtering, reshaping and simulating count matrices."""

@@ -1,0 +1,1 @@
+"""LIGER: integrative non-negative matrix factorization and alignment."""

@@ -1,0 +1,1 @@
+"""Neural matrix factorization for counts: network, objectives, training, prediction, evaluation."""
