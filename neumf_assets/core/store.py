@@ -1,0 +1,307 @@
+"""Where results live: one folder per asset and partition, replaced atomically, on local disk or object storage.
+
+Layout below a root (a local folder or any fsspec URL)::
+
+    <root>/<study>/<asset…>/<partition>/manifest.json     names the current version; written last
+    <root>/<study>/<asset…>/<partition>/<version>/…        the files of that version
+
+A reader follows the manifest, so a writer that dies at any moment leaves the previous version in place:
+files go to a temporary name, are flushed to the disk, and become a version by one rename; the manifest is
+swapped by another. The version before the current one is kept, so that a reader that has just opened it can
+finish; older ones and abandoned temporary folders are removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from neumf_assets.core.errors import NeumfError
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+_ABANDONED_AFTER_SECONDS = 24 * 3600
+
+
+class MissingArtifact(NeumfError):
+    """Nothing has been published under a key yet."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known about one published version.
+
+    ``fingerprint`` identifies the content by its causes (code version, settings, inputs' fingerprints), so
+    equal fingerprints mean that there is nothing to recompute. ``figures`` holds the numbers that later
+    stages and the summary show.
+    """
+
+    version: str
+    created: float
+    fingerprint: str
+    code_version: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together, bytes."""
+        return sum(self.files.values())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A handle on one published version; nothing is read or downloaded before it is asked for."""
+
+    key: tuple[str, ...]
+    location: str
+    manifest: Manifest
+    _fetch: Callable[[], Path]
+
+    @property
+    def path(self) -> Path:
+        """Local folder with the version's files; an object store's files are downloaded on first use."""
+        return self._fetch()
+
+    @property
+    def fingerprint(self) -> str:
+        """The version's fingerprint."""
+        return self.manifest.fingerprint
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Everything about a version to publish, but its files."""
+
+    fingerprint: str
+    code_version: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """Published artifacts below one root.
+
+    Parameters
+    ----------
+    root
+        Local folder or fsspec URL (``s3://bucket/prefix``).
+    cache
+        Local folder for downloads of a remote root; a folder below the system's temporary one by default.
+    options
+        Options of the fsspec filesystem (credentials are better left to its own environment variables).
+    """
+
+    def __init__(
+        self, root: str | Path, cache: str | Path | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        text = str(root)
+        self.local_root: Path | None = None
+        if "://" not in text or text.startswith("file://"):
+            self.local_root = Path(text.removeprefix("file://")).absolute()
+            self.root = str(self.local_root)
+        else:
+            self.root = text.rstrip("/")
+        self._cache = Path(cache) if cache else Path(tempfile.gettempdir()) / "neumf-assets-cache"
+        self._options = dict(options or {})
+
+    def publish(self, key: tuple[str, ...], write: Callable[[Path], None], draft: Draft) -> Artifact:
+        """Write a new version with ``write(folder)`` and make it the current one.
+
+        Whatever ``write`` raises leaves the previous version as it was.
+        """
+        version = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+        if self.local_root is not None:
+            files = self._write_local(key, version, write)
+        else:
+            files = self._write_remote(key, version, write)
+        manifest = Manifest(version=version, created=time.time(), files=files, **asdict(draft))
+        previous = self._read_manifest(key)
+        self._swap_manifest(key, manifest)
+        self._remove_old(key, keep={version} | ({previous.version} if previous else set()))
+        return self._artifact(key, manifest)
+
+    def find(self, key: tuple[str, ...]) -> Artifact | None:
+        """The current version under a key, or None."""
+        manifest = self._read_manifest(key)
+        return None if manifest is None else self._artifact(key, manifest)
+
+    def get(self, key: tuple[str, ...]) -> Artifact:
+        """The current version under a key.
+
+        Raises
+        ------
+        MissingArtifact
+            If nothing was published there.
+        """
+        artifact = self.find(key)
+        if artifact is None:
+            raise MissingArtifact(f"Nothing has been materialised at {self._folder(key)}. Materialise it first.")
+        return artifact
+
+    def delete(self, key: tuple[str, ...]) -> None:
+        """Remove all versions under a key."""
+        if self.local_root is not None:
+            shutil.rmtree(self._local(key), ignore_errors=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(self._folder(key), recursive=True)
+
+    # paths
+
+    def _folder(self, key: tuple[str, ...]) -> str:
+        for part in key:
+            if not part or part in {".", ".."} or "/" in part or "\\" in part:
+                raise ValueError(f"{part!r} cannot be part of a storage key")
+        return str(PurePosixPath(self.root, *key)) if self.local_root is not None else "/".join([self.root, *key])
+
+    def _local(self, key: tuple[str, ...]) -> Path:
+        return Path(self._folder(key))
+
+    @property
+    def _fs(self) -> Any:
+        import fsspec
+
+        return fsspec.core.url_to_fs(self.root, **self._options)[0]
+
+    # writing
+
+    def _write_local(self, key: tuple[str, ...], version: str, write: Callable[[Path], None]) -> dict[str, int]:
+        folder = self._local(key)
+        temporary = folder / f"{_TEMPORARY}{version}"
+        temporary.mkdir(parents=True)
+        try:
+            write(temporary)
+            files = dict(_sizes(temporary))
+            _flush_tree(temporary)
+            temporary.rename(folder / version)
+            _flush_folder(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return files
+
+    def _write_remote(self, key: tuple[str, ...], version: str, write: Callable[[Path], None]) -> dict[str, int]:
+        with tempfile.TemporaryDirectory(prefix="neumf-assets-") as name:
+            temporary = Path(name)
+            write(temporary)
+            files = dict(_sizes(temporary))
+            fs, target = self._fs, f"{self._folder(key)}/{version}"
+            for file in files:
+                fs.put_file(str(temporary / file), f"{target}/{file}")
+        return files
+
+    def _swap_manifest(self, key: tuple[str, ...], manifest: Manifest) -> None:
+        text = json.dumps(asdict(manifest), indent=1, sort_keys=True, default=str).encode()
+        if self.local_root is None:
+            self._fs.pipe_file(f"{self._folder(key)}/{MANIFEST}", text)
+            return
+        write_atomically(self._local(key) / MANIFEST, text)
+
+    def _remove_old(self, key: tuple[str, ...], keep: set[str]) -> None:
+        if self.local_root is None:
+            fs = self._fs
+            for path in fs.ls(self._folder(key), detail=False, refresh=True):
+                name = path.rstrip("/").rsplit("/", 1)[-1]
+                if name != MANIFEST and name not in keep:
+                    with contextlib.suppress(FileNotFoundError):
+                        fs.rm(path, recursive=True)
+            return
+        for path in self._local(key).iterdir():
+            if path.name == MANIFEST or path.name in keep or not path.is_dir():
+                continue
+            if path.name.startswith(_TEMPORARY) and not _abandoned(path):
+                continue  # another writer may be at work in it
+            shutil.rmtree(path, ignore_errors=True)
+
+    # reading
+
+    def _read_manifest(self, key: tuple[str, ...]) -> Manifest | None:
+        try:
+            if self.local_root is not None:
+                text = (self._local(key) / MANIFEST).read_bytes()
+            else:
+                text = self._fs.cat_file(f"{self._folder(key)}/{MANIFEST}")
+        except FileNotFoundError:
+            return None
+        return Manifest(**json.loads(text))
+
+    def _artifact(self, key: tuple[str, ...], manifest: Manifest) -> Artifact:
+        location = f"{self._folder(key)}/{manifest.version}"
+        if self.local_root is not None:
+            return Artifact(key, location, manifest, lambda: Path(location))
+        return Artifact(key, location, manifest, lambda: self._download(location, manifest))
+
+    def _download(self, location: str, manifest: Manifest) -> Path:
+        target = self._cache / hashlib.sha256(location.encode()).hexdigest()[:32]
+        if target.is_dir():
+            return target
+        self._cache.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self._cache))
+        try:
+            for file in manifest.files:
+                (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(f"{location}/{file}", str(temporary / file))
+            with contextlib.suppress(OSError):  # another process was faster
+                temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file's content so that a reader sees the old or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path.stat().st_size
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _flush_folder(path)
+        else:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # Windows has no handle on a folder to flush
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _abandoned(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _ABANDONED_AFTER_SECONDS
