@@ -1,0 +1,427 @@
+"""Which datasets lie in an inbox: names, paths and fingerprints, without opening a matrix.
+
+Sensors call this every few seconds, so it imports nothing heavy and looks at directory entries; only files of at
+most `SMALL` bytes are read.
+
+Names
+-----
+A dataset is called as its file or folder up to the first dot. ``NAME.labels.csv`` beside it holds its labels. A
+Matrix Market triple may lie in the inbox itself under a common prefix, as GEO ships them: the prefix is its name.
+Hidden, temporary and documentation files are passed over; whatever else is no count file is refused with a reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from neumf_assets.core.errors import BadInput
+
+NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+LABELS_SUFFIX = ".labels.csv"
+SMALL = 1 << 16
+"""Files up to this many bytes are fingerprinted by content, larger ones by size and time of modification."""
+
+_TABLES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+_STORES = (".h5", ".hdf5", ".h5ad", ".loom")
+_MATRIX = re.compile(r"(?P<stem>.*?)[._-]?(?:matrix)?\.mtx(?:\.gz)?", re.DOTALL)
+_COMPANION = re.compile(r"(?P<stem>.*?)[._-]?(?P<kind>barcodes|features|genes)\.tsv(?:\.gz)?", re.DOTALL)
+_PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".swp", "~")
+_DOCUMENTS = (
+    ".md",
+    ".rst",
+    ".pdf",
+    ".html",
+    ".json",
+    ".yaml",
+    ".yml",
+    ".png",
+    ".svg",
+    ".jpg",
+    ".log",
+    ".sha256",
+)
+_DOCUMENT_NAMES = re.compile(
+    r"(readme|licen[cs]e|changelog|md5sums?|sha256sums?|checksums?)(\.txt)?", re.IGNORECASE
+)
+_NESTED = (
+    "filtered_feature_bc_matrix",
+    "outs/filtered_feature_bc_matrix",
+    "filtered_gene_bc_matrices",
+    "outs/filtered_gene_bc_matrices",
+    "filtered",
+    "Gene/filtered",
+    "GeneFull/filtered",
+    "Solo.out/Gene/filtered",
+    "Solo.out/GeneFull/filtered",
+)
+_MEND_NAME = (
+    "Rename it so that the part before the first dot starts with a letter or digit and holds at most 64 letters, "
+    "digits, '_' and '-'"
+)
+
+
+@dataclass(frozen=True)
+class DatasetFile:
+    """One dataset of an inbox.
+
+    Attributes
+    ----------
+    name
+        Name of the dataset.
+    path
+        Path or URL of the file or folder; of a triple in a flat folder, its Matrix Market file.
+    labels
+        Path or URL of ``NAME.labels.csv``, where there is one.
+    bytes
+        Size of everything that belongs to the dataset, labels included.
+    modified
+        Latest time of modification in seconds since 1970 (0 where the store does not tell): lets a sensor wait
+        until a file that is still being copied has come to rest.
+    identity
+        Fingerprint for a run key. Local files of at most `SMALL` bytes count by their SHA-256, larger ones by
+        size and time of modification in nanoseconds, remote ones by ETag or checksum or, failing these, size and
+        time. It changes whenever the content does; it may also change without (after ``touch``), which costs a
+        run that finds nothing new, since the reader's own SHA-256 decides what is stale.
+    """
+
+    name: str
+    path: str
+    labels: str | None
+    bytes: int
+    modified: float
+    identity: str
+
+
+class Inbox(NamedTuple):
+    """What an inbox holds: the datasets by name, and what was refused with the reason."""
+
+    datasets: list[DatasetFile]
+    refused: list[BadInput]
+
+
+class Triple(NamedTuple):
+    """File names of a Matrix Market matrix and its companions."""
+
+    matrix: str
+    barcodes: str
+    features: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A directory entry; ``fingerprint`` is called only for entries that belong to a dataset."""
+
+    name: str
+    path: str
+    is_folder: bool
+    bytes: int
+    modified: float
+    fingerprint: Callable[[], str]
+    children: Callable[[], list[_Entry]]
+
+
+def is_url(source: str | Path) -> bool:
+    """Whether ``source`` is a URL rather than a local path."""
+    return isinstance(source, str) and "://" in source
+
+
+def dataset_name(source: str | Path) -> str:
+    """Name of the dataset at a path or URL: the last part up to its first dot, a triple's prefix.
+
+    Raises
+    ------
+    BadInput
+        When the name breaks the rule for dataset names.
+    """
+    text = str(source).split("?")[0] if is_url(source) else str(source)
+    path = PurePosixPath(Path(text).absolute().as_posix() if not is_url(source) else text.rstrip("/"))
+    stem = path.name
+    if matrix := _MATRIX.fullmatch(path.name):
+        stem = matrix["stem"] or path.parent.name
+    return check_name(stem.split(".")[0], source)
+
+
+def check_name(name: str, file: str | Path) -> str:
+    """Return ``name`` when it is allowed as the name of a dataset, else raise `BadInput` for ``file``."""
+    if not NAME_RULE.fullmatch(name):
+        raise BadInput(file, "name", f"{name!r} cannot be the name of a dataset", _MEND_NAME)
+    return name
+
+
+def find_triple(names: Iterable[str], matrix: str, file: str | Path) -> Triple:
+    """Find the barcodes and features that belong to a Matrix Market file among the names in its folder.
+
+    Raises
+    ------
+    BadInput
+        When one of them is missing.
+    """
+    match = _MATRIX.fullmatch(matrix)
+    stem = match["stem"] if match else ""
+    present = set(names)
+
+    def companion(*kinds: str) -> str:
+        choices = (
+            f"{stem}{separator}{kind}.tsv{ending}"
+            for kind in kinds
+            for separator in (("_", ".", "-", "") if stem else ("",))
+            for ending in (".gz", "")
+        )
+        for choice in choices:
+            if choice in present:
+                return choice
+        wanted = " or ".join(f"{stem}{'_' if stem else ''}{kind}.tsv[.gz]" for kind in kinds)
+        raise BadInput(file, "", f"{wanted} is missing beside {matrix}", "Put it there")
+
+    return Triple(matrix, companion("barcodes"), companion("features", "genes"))
+
+
+def matrix_folder(folder: str | Path, names: Callable[[str], list[str]]) -> tuple[str, Triple]:
+    """Find the Matrix Market triple inside a folder: ``(path below the folder, "" for itself; the triple)``.
+
+    ``names`` lists the names in a folder below ``folder`` ([] where there is none). Looks in the folder itself,
+    then where Cell Ranger and STARsolo put their filtered matrices.
+
+    Raises
+    ------
+    BadInput
+        When there is no matrix, or more than one.
+    """
+    for below in ("", *_NESTED):
+        listed = names(below)
+        matrices = [name for name in listed if _MATRIX.fullmatch(name)]
+        if not matrices and below.endswith("gene_bc_matrices") and len(listed) == 1:
+            below = f"{below}/{listed[0]}"
+            listed = names(below)
+            matrices = [name for name in listed if _MATRIX.fullmatch(name)]
+        if len(matrices) > 1:
+            raise BadInput(
+                folder,
+                below,
+                f"holds {len(matrices)} matrices ({', '.join(sorted(matrices)[:3])}, …)",
+                "Give each its own folder, or put them into the inbox itself under different prefixes",
+            )
+        if matrices:
+            return below, find_triple(listed, matrices[0], folder)
+    raise BadInput(
+        folder,
+        "",
+        "holds no matrix.mtx[.gz] and is no Zarr store",
+        "Put a 10x or STARsolo matrix folder there",
+    )
+
+
+def list_datasets(inbox: str | Path) -> Inbox:
+    """List the datasets of an inbox.
+
+    Parameters
+    ----------
+    inbox
+        A local folder or an fsspec URL.
+
+    Returns
+    -------
+    Inbox
+        ``datasets`` sorted by name, and in ``refused`` one `BadInput` for each entry that cannot be a dataset: a
+        name that breaks the rule, two sources for one name, an incomplete triple, an unknown format.
+
+    Raises
+    ------
+    BadInput
+        When the inbox itself cannot be listed.
+    """
+    entries = _list_remote(str(inbox)) if is_url(inbox) else _list_local(inbox)
+    entries = [entry for entry in entries if not _is_passed_over(entry.name)]
+    names = {entry.name: entry for entry in entries}
+    refused: list[BadInput] = []
+    found: dict[str, list[tuple[str, list[_Entry]]]] = {}
+    for path, parts in _group(entries, names, refused):
+        try:
+            found.setdefault(dataset_name(path), []).append((path, parts))
+        except BadInput as error:
+            refused.append(error)
+    datasets = []
+    for name, sources in sorted(found.items()):
+        if len(sources) > 1:
+            others = ", ".join(sorted(PurePosixPath(Path(path).as_posix()).name for path, _ in sources))
+            refused.append(
+                BadInput(sources[0][0], "name", f"{name!r} has several sources: {others}", "Keep one of them")
+            )
+            continue
+        datasets.append(_dataset(name, *sources[0], labels=names.get(name + LABELS_SUFFIX)))
+    refused.extend(_orphaned_labels(entries, found))
+    return Inbox(datasets, refused)
+
+
+def _is_passed_over(name: str) -> bool:
+    lowered = name.lower()
+    hidden = name.startswith((".", "_", "~"))
+    return hidden or lowered.endswith(_PARTIAL + _DOCUMENTS) or bool(_DOCUMENT_NAMES.fullmatch(name))
+
+
+def _group(
+    entries: list[_Entry], names: dict[str, _Entry], refused: list[BadInput]
+) -> Iterator[tuple[str, list[_Entry]]]:
+    """Yield ``(path, entries that belong to it)`` for every source; append what is none to ``refused``."""
+    taken: set[str] = set()
+    companions = []
+    for entry in entries:
+        lowered = entry.name.lower()
+        try:
+            if entry.is_folder:
+                yield entry.path, _folder_parts(entry)
+            elif _MATRIX.fullmatch(entry.name):
+                triple = find_triple(names, entry.name, entry.path)
+                taken.update(triple)
+                yield entry.path, [names[name] for name in triple]
+            elif _COMPANION.fullmatch(entry.name):
+                companions.append(entry)
+            elif lowered.endswith(_TABLES + _STORES) and not entry.name.endswith(LABELS_SUFFIX):
+                yield entry.path, [entry]
+            elif not entry.name.endswith(LABELS_SUFFIX):
+                raise BadInput(
+                    entry.path,
+                    "name",
+                    "its ending is none of a known count file",
+                    "Known are .csv .tsv .txt (also .gz), .mtx[.gz] triples, .h5, .h5ad, .loom and Zarr folders; "
+                    "convert it, or take it out of the inbox",
+                )
+        except BadInput as error:
+            refused.append(error)
+    refused.extend(
+        BadInput(entry.path, "", "the Matrix Market file that it belongs to is missing", "Put it beside")
+        for entry in companions
+        if entry.name not in taken
+    )
+
+
+def _folder_parts(folder: _Entry) -> list[_Entry]:
+    """Return what counts of a folder: all of a Zarr store, the three files of a Matrix Market folder."""
+    children = folder.children()
+    if {child.name for child in children} & {".zgroup", "zarr.json", ".zattrs", ".zmetadata"}:
+        return list(_walk(children))
+
+    def below(path: str) -> list[_Entry]:
+        level = children
+        for part in PurePosixPath(path).parts:
+            level = next((child.children() for child in level if child.name == part and child.is_folder), [])
+        return level
+
+    place, triple = matrix_folder(folder.path, lambda path: [child.name for child in below(path)])
+    return [child for child in below(place) if child.name in triple]
+
+
+def _walk(entries: list[_Entry]) -> Iterator[_Entry]:
+    for entry in entries:
+        if entry.is_folder:
+            yield from _walk(entry.children())
+        else:
+            yield entry
+
+
+def _dataset(name: str, path: str, parts: list[_Entry], labels: _Entry | None) -> DatasetFile:
+    everything = [*parts, labels] if labels else parts
+    digest = hashlib.sha256()
+    for part in sorted(everything, key=lambda part: part.path):
+        digest.update(f"{part.path[len(path) :]} {part.name} {part.fingerprint()}\n".encode())
+    return DatasetFile(
+        name=name,
+        path=path,
+        labels=labels.path if labels else None,
+        bytes=sum(part.bytes for part in everything),
+        modified=max((part.modified for part in everything), default=0.0),
+        identity=digest.hexdigest(),
+    )
+
+
+def _orphaned_labels(entries: list[_Entry], found: Iterable[str]) -> list[BadInput]:
+    known = set(found)
+    return [
+        BadInput(
+            entry.path, "name", "there is no dataset of this name to label", "Add the dataset or rename it"
+        )
+        for entry in entries
+        if entry.name.endswith(LABELS_SUFFIX) and entry.name.removesuffix(LABELS_SUFFIX) not in known
+    ]
+
+
+def _list_local(folder: str | Path) -> list[_Entry]:
+    try:
+        with os.scandir(folder) as entries:
+            return [_local_entry(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
+    except OSError as error:
+        raise BadInput(
+            folder,
+            "",
+            f"the folder cannot be listed ({error.strerror})",
+            "Check the path and its permissions",
+        ) from error
+
+
+def _local_entry(entry: os.DirEntry[str]) -> _Entry:
+    try:
+        stat = entry.stat()
+        is_folder = entry.is_dir()
+    except OSError:
+        # A link to nothing, or a file taken away meanwhile: reading it will say so.
+        return _Entry(entry.name, entry.path, False, 0, 0.0, lambda: "missing", list)
+    fingerprint = partial(_local_fingerprint, entry.path, stat.st_size, stat.st_mtime_ns)
+    children = partial(_list_local, entry.path)
+    return _Entry(entry.name, entry.path, is_folder, stat.st_size, stat.st_mtime, fingerprint, children)
+
+
+@lru_cache(maxsize=65536)
+def _local_fingerprint(path: str, size: int, modified_ns: int) -> str:
+    if size <= SMALL:
+        try:
+            return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        except OSError:
+            return "unreadable"
+    return f"{size}-{modified_ns}"
+
+
+def _list_remote(url: str) -> list[_Entry]:
+    import fsspec
+
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+        return _remote_entries(filesystem, root)
+    except Exception as error:  # each file system raises its own
+        reason = str(error).strip() or type(error).__name__
+        raise BadInput(
+            url, "", f"the folder cannot be listed ({reason})", "Check the URL and the credentials"
+        ) from error
+
+
+def _remote_entries(filesystem: Any, folder: str) -> list[_Entry]:
+    entries = []
+    for info in filesystem.ls(folder, detail=True):
+        path = str(info["name"]).rstrip("/")
+        if path == folder.rstrip("/"):
+            continue  # object stores list a folder's own marker among its content
+        modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0.0
+        seconds = float(modified.timestamp()) if hasattr(modified, "timestamp") else _number(modified)
+        tag = info.get("ETag") or info.get("md5") or info.get("checksum") or f"{info.get('size')}-{modified}"
+        entries.append(
+            _Entry(
+                name=path.rsplit("/", 1)[-1],
+                path=filesystem.unstrip_protocol(path),
+                is_folder=info.get("type") == "directory",
+                bytes=int(info.get("size") or 0),
+                modified=seconds,
+                fingerprint=partial(str, tag),
+                children=partial(_remote_entries, filesystem, path),
+            )
+        )
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,95 @@
+"""What a study can set about reading count files and about quality control."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from neumf_assets.core.settings import Settings
+
+Orientation = Literal["auto", "genes_by_cells", "cells_by_genes"]
+
+
+class ReadSettings(Settings):
+    """How count files are read."""
+
+    orientation: Orientation = Field(
+        "auto",
+        description="Which way round CSV and TSV matrices (and square Matrix Market files) lie. 'auto' looks at "
+        "the names (gene symbols and accessions against barcodes), then at the labels file, then takes the "
+        "longer axis for the genes.",
+    )
+    layer: str | None = Field(
+        None,
+        min_length=1,
+        description="Which matrix of an AnnData or loom file holds the counts: empty for X (loom: the main "
+        "matrix), 'raw' for raw.X, else the name of a layer. Default X, because that is where raw data sets "
+        "keep their counts.",
+    )
+    allow_normalised: bool = Field(
+        False,
+        description="Accept values that are not whole numbers. Off, because the models' likelihoods are for "
+        "counts: normalised data are nearly always an accident.",
+    )
+    label_columns: tuple[str, ...] | None = Field(
+        None,
+        description="Label columns to keep. Empty keeps every column of the labels file and every text, "
+        "categorical or yes/no column of obs.",
+    )
+    sha256: dict[str, str] = Field(
+        default_factory=dict,
+        description="Expected SHA-256 by dataset name, checked before the file is parsed. Empty by default: "
+        "the digest found is recorded either way.",
+    )
+    max_cells: int | None = Field(
+        None, ge=1, description="Quick run: at most this many cells, drawn at random. Empty takes all."
+    )
+    max_genes: int | None = Field(
+        None, ge=1, description="Quick run: at most this many genes, drawn at random. Empty takes all."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the draw that max_cells and max_genes make.")
+
+    @field_validator("sha256")
+    @classmethod
+    def _hex_digests(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, digest in value.items():
+            if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+                raise ValueError(f"the SHA-256 of {name!r} must be 64 hexadecimal digits, not {digest!r}")
+        return {name: digest.lower() for name, digest in value.items()}
+
+
+class QCSettings(Settings):
+    """Which cells and genes are kept. Empty cells and empty genes are always dropped."""
+
+    min_genes: int = Field(
+        10,
+        ge=1,
+        description="Fewest genes seen in a cell. The default only drops barcodes that hold next to nothing; "
+        "200 is usual for whole droplet data.",
+    )
+    min_cells: int = Field(
+        1,
+        ge=1,
+        description="Fewest cells that a gene is seen in. The default drops only genes never seen, so that "
+        "datasets keep the genes they share; 3 is usual for a single dataset.",
+    )
+    max_mito: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        description="Largest share of a cell's counts from mitochondrial genes. Cells above one half are broken "
+        "in any tissue; 0.1 to 0.2 is usual for blood. 1 switches the limit off.",
+    )
+    mito_prefixes: tuple[str, ...] = Field(
+        ("MT-", "mt-", "Mt-", "MT.", "mt.", "mt:"),
+        description="How names of mitochondrial genes begin: human, mouse, the same as R writes them, and fly.",
+    )
+
+    @field_validator("mito_prefixes")
+    @classmethod
+    def _no_empty_prefix(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not prefix for prefix in value):
+            raise ValueError("an empty prefix would match every gene; leave it out")
+        return value
