@@ -1,13 +1,14 @@
 """Which datasets lie in an inbox: names, paths and fingerprints, without opening a matrix.
 
-Sensors call this every few seconds, so it imports nothing heavy and looks at directory entries; only files of at
-most `SMALL` bytes are read.
+Sensors call this every few seconds, so it imports nothing heavy and looks at directory entries; only files
+of at most `SMALL` bytes are read.
 
 Names
 -----
-A dataset is called as its file or folder up to the first dot. ``NAME.labels.csv`` beside it holds its labels. A
-Matrix Market triple may lie in the inbox itself under a common prefix, as GEO ships them: the prefix is its name.
-Hidden, temporary and documentation files are passed over; whatever else is no count file is refused with a reason.
+A dataset is called as its file or folder up to the first dot. ``NAME.labels.csv`` beside it holds its
+labels. A Matrix Market triple may lie in the inbox itself under a common prefix, as GEO ships them: the
+prefix is its name. Hidden, temporary and documentation files are passed over; whatever else is no count
+file is refused with a reason.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ _NESTED = (
     "Solo.out/GeneFull/filtered",
 )
 _MEND_NAME = (
-    "Rename it so that the part before the first dot starts with a letter or digit and holds at most 64 letters, "
-    "digits, '_' and '-'"
+    "Rename it so that the part before the first dot starts with a letter or digit and holds at most 64 "
+    "letters, digits, '_' and '-'"
 )
 
 
@@ -82,13 +83,13 @@ class DatasetFile:
     bytes
         Size of everything that belongs to the dataset, labels included.
     modified
-        Latest time of modification in seconds since 1970 (0 where the store does not tell): lets a sensor wait
-        until a file that is still being copied has come to rest.
+        Latest time of modification in seconds since 1970 (0 where the store does not tell): lets a sensor
+        wait until a file that is still being copied has come to rest.
     identity
         Fingerprint for a run key. Local files of at most `SMALL` bytes count by their SHA-256, larger ones by
-        size and time of modification in nanoseconds, remote ones by ETag or checksum or, failing these, size and
-        time. It changes whenever the content does; it may also change without (after ``touch``), which costs a
-        run that finds nothing new, since the reader's own SHA-256 decides what is stale.
+        size and time of modification in nanoseconds, remote ones by ETag or checksum or, failing these,
+        size and time. It changes whenever the content does; it may also change without (after ``touch``),
+        which costs a run that finds nothing new, since the reader's own SHA-256 decides what is stale.
     """
 
     name: str
@@ -186,8 +187,8 @@ def find_triple(names: Iterable[str], matrix: str, file: str | Path) -> Triple:
 def matrix_folder(folder: str | Path, names: Callable[[str], list[str]]) -> tuple[str, Triple]:
     """Find the Matrix Market triple inside a folder: ``(path below the folder, "" for itself; the triple)``.
 
-    ``names`` lists the names in a folder below ``folder`` ([] where there is none). Looks in the folder itself,
-    then where Cell Ranger and STARsolo put their filtered matrices.
+    ``names`` lists the names in a folder below ``folder`` ([] where there is none). Looks in the folder
+    itself, then where Cell Ranger and STARsolo put their filtered matrices.
 
     Raises
     ------
@@ -229,8 +230,9 @@ def list_datasets(inbox: str | Path) -> Inbox:
     Returns
     -------
     Inbox
-        ``datasets`` sorted by name, and in ``refused`` one `BadInput` for each entry that cannot be a dataset: a
-        name that breaks the rule, two sources for one name, an incomplete triple, an unknown format.
+        ``datasets`` sorted by name, and in ``refused`` one `BadInput` for each entry that cannot be a
+        dataset: a name that breaks the rule, two sources for one name, an incomplete triple, an unknown
+        format.
 
     Raises
     ------
@@ -290,8 +292,8 @@ def _group(
                     entry.path,
                     "name",
                     "its ending is none of a known count file",
-                    "Known are .csv .tsv .txt (also .gz), .mtx[.gz] triples, .h5, .h5ad, .loom and Zarr folders; "
-                    "convert it, or take it out of the inbox",
+                    "Known are .csv .tsv .txt (also .gz), .mtx[.gz] triples, .h5, .h5ad, .loom and Zarr "
+                    "folders; convert it, or take it out of the inbox",
                 )
         except BadInput as error:
             refused.append(error)
@@ -328,9 +330,10 @@ def _walk(entries: list[_Entry]) -> Iterator[_Entry]:
 
 def _dataset(name: str, path: str, parts: list[_Entry], labels: _Entry | None) -> DatasetFile:
     everything = [*parts, labels] if labels else parts
+    parent = len(path.rpartition("/")[0])
     digest = hashlib.sha256()
     for part in sorted(everything, key=lambda part: part.path):
-        digest.update(f"{part.path[len(path) :]} {part.name} {part.fingerprint()}\n".encode())
+        digest.update(f"{part.path[parent:]} {part.fingerprint()}\n".encode())
     return DatasetFile(
         name=name,
         path=path,

@@ -17,9 +17,9 @@ class ReadSettings(Settings):
 
     orientation: Orientation = Field(
         "auto",
-        description="Which way round CSV and TSV matrices (and square Matrix Market files) lie. 'auto' looks at "
-        "the names (gene symbols and accessions against barcodes), then at the labels file, then takes the "
-        "longer axis for the genes.",
+        description="Which way round CSV and TSV matrices (and square Matrix Market files) lie. 'auto' looks "
+        "at the names (gene symbols and accessions against barcodes), then at the labels file, then takes "
+        "the longer axis for the genes.",
     )
     layer: str | None = Field(
         None,
@@ -79,12 +79,12 @@ class QCSettings(Settings):
         0.5,
         ge=0.0,
         le=1.0,
-        description="Largest share of a cell's counts from mitochondrial genes. Cells above one half are broken "
-        "in any tissue; 0.1 to 0.2 is usual for blood. 1 switches the limit off.",
+        description="Largest share of a cell's counts from mitochondrial genes. Cells above one half are "
+        "broken in any tissue; 0.1 to 0.2 is usual for blood. 1 switches the limit off.",
     )
     mito_prefixes: tuple[str, ...] = Field(
         ("MT-", "mt-", "Mt-", "MT.", "mt.", "mt:"),
-        description="How names of mitochondrial genes begin: human, mouse, the same as R writes them, and fly.",
+        description="How names of mitochondrial genes begin: human, mouse, these as R writes them, and fly.",
     )
 
     @field_validator("mito_prefixes")
