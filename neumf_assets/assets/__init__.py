@@ -1,0 +1,1 @@
+"""What each asset does, by stage: ingest, model, integrate, report. Thin: the work is in ``core``."""

@@ -1,0 +1,72 @@
+"""The ``neumf-assets`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from neumf_assets.core.errors import NeumfError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.action(options))
+    except NeumfError as error:
+        print(f"neumf-assets: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("neumf-assets: interrupted; what was finished is kept, run it again to go on.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="neumf-assets", description="Single-cell studies as Dagster assets: NeuMF beside LIGER."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="bring a study up to date, once, in this process",
+        description="Registers the datasets of INBOX with a study and materialises everything that is out of "
+        "date, into the Dagster instance that the web interface opens.",
+    )
+    run.add_argument(
+        "inbox", nargs="?", help="folder or URL with count files; the study's own inbox by default"
+    )
+    run.add_argument("--study", help="name of the study; by default the name of the inbox folder, or 'example'")
+    run.set_defaults(action=_run)
+    ui = commands.add_parser(
+        "ui", help="the Dagster web interface and daemon on 127.0.0.1", description="Runs until interrupted."
+    )
+    ui.add_argument("--port", type=int, default=3000, help="port on 127.0.0.1 (default 3000)")
+    ui.set_defaults(action=_ui)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from neumf_assets.runner import run_study
+
+    return run_study(options.study, options.inbox)
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from neumf_assets.home import Home
+
+    home = Home.from_environment()
+    home.prepare()
+    os.environ["DAGSTER_HOME"] = str(home.dagster)
+    os.environ["NEUMF_HOME"] = str(home.root)
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "neumf_assets.definitions"]
+    command += ["--host", "127.0.0.1", "--port", str(options.port)]
+    print(f"Dagster at http://127.0.0.1:{options.port} (Ctrl-C ends it), everything below {home.root}")
+    sys.stdout.flush()
+    os.execv(sys.executable, command)  # so that signals reach Dagster itself
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

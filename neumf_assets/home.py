@@ -1,0 +1,114 @@
+"""Where everything lives, read from the environment in one place.
+
+``NEUMF_HOME``     folder for the Dagster instance, inboxes, storage and results (default ``.neumf``)
+``NEUMF_STORAGE``  fsspec URL or folder for artifacts (default ``$NEUMF_HOME/storage``)
+``NEUMF_DEVICE``   ``auto`` (default), ``cpu`` or ``cuda``
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from neumf_assets.core.errors import BadSettings
+from neumf_assets.core.store import Store, write_atomically
+
+DEVICES = ("auto", "cpu", "cuda")
+
+_DAGSTER_YAML = """\
+# Written by neumf-assets on first use; yours to edit.
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+run_coordinator:
+  module: dagster.core.run_coordinator
+  class: QueuedRunCoordinator
+concurrency:
+  runs:
+    max_concurrent_runs: {runs}
+  pools:
+    default_limit: 1
+    granularity: op
+run_monitoring:
+  enabled: true
+  free_slots_after_run_end_seconds: 5
+run_retries:
+  enabled: true
+  max_retries: 1
+  retry_on_asset_or_op_failure: false
+"""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folders of one installation."""
+
+    root: Path
+    storage: str
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """Read ``NEUMF_HOME`` and ``NEUMF_STORAGE``."""
+        root = Path(os.environ.get("NEUMF_HOME") or ".neumf").expanduser().absolute()
+        return cls(root=root, storage=os.environ.get("NEUMF_STORAGE") or str(root / "storage"))
+
+    @property
+    def dagster(self) -> Path:
+        """The Dagster instance's folder (``DAGSTER_HOME``, unless that is set)."""
+        return Path(os.environ.get("DAGSTER_HOME") or self.root / "dagster")
+
+    @property
+    def studies(self) -> Path:
+        """One YAML file for each study that was registered by ``neumf-assets run``."""
+        return self.root / "studies"
+
+    def inbox(self, study: str) -> str:
+        """The default inbox of a study."""
+        return str(self.root / "inbox" / study)
+
+    def results(self, study: str) -> Path:
+        """Where a study's final files are copied for people to find."""
+        return self.root / "results" / study
+
+    def scratch(self, study: str, asset: tuple[str, ...], partition: str | None) -> Path:
+        """Folder for checkpoints of work in progress; survives a killed step."""
+        return self.root.joinpath("scratch", study, *asset, *([partition] if partition else []))
+
+    def store(self) -> Store:
+        """The artifact store."""
+        return Store(self.storage, cache=self.root / "cache" / "artifacts")
+
+    def prepare(self) -> None:
+        """Create the folders and, where there is none yet, the Dagster instance's settings."""
+        for folder in (self.dagster, self.studies, self.root / "inbox", self.root / "results"):
+            folder.mkdir(parents=True, exist_ok=True)
+        settings = self.dagster / "dagster.yaml"
+        if not settings.exists():
+            write_atomically(settings, _DAGSTER_YAML.format(runs=max(1, usable_cpus() // 2)).encode())
+
+
+def usable_cpus() -> int:
+    """Processors that this process may use: its affinity, cut by a control group's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        limit, _, period = quota.read_text().partition(" ")
+        if limit.isdigit():
+            count = min(count, max(1, int(limit) // int(period)))
+    return count
+
+
+def requested_device() -> str:
+    """The value of ``NEUMF_DEVICE``.
+
+    Raises
+    ------
+    BadSettings
+        If it is not one of ``auto``, ``cpu``, ``cuda``.
+    """
+    device = os.environ.get("NEUMF_DEVICE") or "auto"
+    if device not in DEVICES:
+        raise BadSettings(f"NEUMF_DEVICE is {device!r}; set it to one of {', '.join(DEVICES)}.")
+    return device

@@ -1,0 +1,95 @@
+"""The IO manager: publishes products atomically and hands on handles, never data."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from neumf_assets.assets.stage import Product
+from neumf_assets.core.measure import measured
+from neumf_assets.core.store import Artifact, Draft, MissingArtifact, Store, copy_atomically
+from neumf_assets.home import Home
+from neumf_assets.resources import StoreResource
+
+
+@dataclass
+class Delivery:
+    """A product with what its manifest will say."""
+
+    product: Product
+    draft: Draft
+
+
+class ArtifactIOManager(dg.ConfigurableIOManager):
+    """Stores a :class:`Delivery` under ``<study>/<asset>/<partition>`` and loads :class:`Artifact` handles.
+
+    An unpartitioned asset that takes a partitioned one gets a dict by partition key, whatever the number of
+    partitions; partitions that were deleted or never materialised are left out.
+    """
+
+    store: dg.ResourceDependency[StoreResource]
+
+    def handle_output(self, context: dg.OutputContext, obj: Delivery) -> None:
+        """Publish the product as the current version."""
+        partition = context.asset_partition_key if context.has_asset_partitions else None
+        figures: dict[str, Any] = dict(obj.draft.figures)
+
+        def write(folder: Path) -> None:
+            with measured() as cost:
+                obj.product.save(folder)
+            figures["seconds"] = round(figures.get("seconds", 0.0) + cost.seconds, 3)
+            figures["peak_memory_mib"] = round(max(figures.get("peak_memory_mib", 0.0), cost.peak_mib), 1)
+
+        draft = Draft(
+            fingerprint=obj.draft.fingerprint,
+            code_version=obj.draft.code_version,
+            settings=obj.draft.settings,
+            inputs=obj.draft.inputs,
+            figures=figures,
+        )
+        artifact = self.store.open().publish(storage_key(context.asset_key.path, partition), write, draft)
+        _publish_results(artifact, obj.product.publish)
+        context.add_output_metadata(
+            {
+                "seconds": figures["seconds"],
+                "peak_memory_mib": figures["peak_memory_mib"],
+                "size_bytes": artifact.manifest.bytes,
+                "location": dg.MetadataValue.path(artifact.location),
+            }
+        )
+
+    def load_input(self, context: dg.InputContext) -> Artifact | dict[str, Artifact]:
+        """A handle on the upstream artifact, or one for each dataset."""
+        store, path = self.store.open(), context.asset_key.path
+        if not context.has_asset_partitions:
+            return _get(store, storage_key(path, None))
+        if context.has_partition_key:
+            return _get(store, storage_key(path, context.asset_partition_key))
+        return load_all(store, path, context.asset_partition_keys)
+
+
+def storage_key(path: Iterable[str], partition: str | None) -> tuple[str, ...]:
+    """Where an asset's partition lives in the store."""
+    return (*path, *([partition] if partition is not None else []))
+
+
+def load_all(store: Store, path: Iterable[str], partitions: Iterable[str]) -> dict[str, Artifact]:
+    """Handles on the partitions that exist, by name, sorted."""
+    path = tuple(path)
+    found = {name: store.find(storage_key(path, name)) for name in sorted(set(partitions))}
+    return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+
+def _publish_results(artifact: Artifact, names: Mapping[str, str]) -> None:
+    results = Home.from_environment().results(artifact.key[0])
+    for target, source in names.items():
+        copy_atomically(artifact.path / source, results / target)
+
+
+def _get(store: Store, key: tuple[str, ...]) -> Artifact:
+    try:
+        return store.get(key)
+    except MissingArtifact as error:
+        raise dg.Failure(str(error), allow_retries=False) from None

@@ -1,0 +1,122 @@
+"""The settings of a study: what one ``defs.yaml`` may say, and the allowed ranges."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from neumf_assets.core.cells.settings import ClusterSettings, MetricsSettings, UmapSettings
+from neumf_assets.core.counts.settings import QCSettings, ReadSettings
+from neumf_assets.core.counts.simulate_settings import SimulatorSettings
+from neumf_assets.core.errors import BadSettings
+from neumf_assets.core.liger.settings import LigerSettings
+from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
+from neumf_assets.core.neumf.settings import NeuMFSettings, ineumf_defaults
+from neumf_assets.core.settings import Settings
+
+Arm = Literal["liger", "neumf_liger", "ineumf"]
+ARMS: tuple[Arm, ...] = ("liger", "neumf_liger", "ineumf")
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+NAME_RULE = "1 to 64 letters, digits, '_' and '-', the first a letter or digit"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+
+
+class ScheduleSettings(Settings):
+    """When a study is refreshed by itself, besides on arrival of data."""
+
+    cron: str | None = Field(
+        None,
+        description="Cron expression of a refresh of everything that is out of date; null: only on arrival, so "
+        "that nothing runs at night unasked.",
+    )
+    timezone: str = Field("UTC", description="Time zone of the cron expression.")
+
+
+class StudySettings(Settings):
+    """One study: several datasets that are measured, modelled and compared together."""
+
+    name: Name = Field(description=f"Key prefix and group of all its assets: {NAME_RULE}.")
+    title: str = Field("", max_length=300, description="What the study is about, for the report.")
+    inbox: str | None = Field(
+        None,
+        description="Folder or fsspec URL where count files arrive; null: inbox/<name> below NEUMF_HOME.",
+    )
+    simulate: SimulatorSettings | None = Field(
+        None, description="Fill the inbox with simulated data of these settings (the embedded example)."
+    )
+    owners: tuple[str, ...] = Field(
+        ("team:single-cell",), description="Owners shown in Dagster: e-mail addresses or team:NAME."
+    )
+    label_column: str | None = Field(
+        None, description="Column with the cell type for the scores; null: the first label column found."
+    )
+    batch_column: str | None = Field(
+        None, description="Column that says which cells were measured together; null: the dataset."
+    )
+    arms: tuple[Arm, ...] = Field(
+        ARMS, min_length=1, description="Ways of integrating the datasets to build and compare; all by default."
+    )
+    read: ReadSettings = Field(ReadSettings(), description="How count files are read.")
+    qc: QCSettings = Field(QCSettings(), description="Which cells and genes are kept.")
+    model: NeuMFSettings = Field(NeuMFSettings(), description="The NeuMF model of each dataset.")
+    evaluation: EvaluationSettings = Field(
+        EvaluationSettings(), description="Held-out evaluation of each dataset's model."
+    )
+    liger: LigerSettings = Field(LigerSettings(), description="The LIGER arms.")
+    ineumf: NeuMFSettings = Field(ineumf_defaults(), description="The integrative NeuMF over all datasets.")
+    clusters: ClusterSettings = Field(ClusterSettings(), description="Neighbour graph and clusters of cells.")
+    umap: UmapSettings = Field(UmapSettings(), description="The map of the cells.")
+    metrics: MetricsSettings = Field(MetricsSettings(), description="Scores of the arms.")
+    schedule: ScheduleSettings = Field(ScheduleSettings(), description="Timed refreshes.")
+
+    @model_validator(mode="after")
+    def _arms_once(self) -> Self:
+        if len(set(self.arms)) < len(self.arms):
+            raise ValueError(f"arms names an arm twice: {list(self.arms)}")
+        return self
+
+
+def check_name(name: str, what: str) -> str:
+    """Return a study or dataset name that follows the rule.
+
+    Raises
+    ------
+    BadSettings
+        If it does not.
+    """
+    if not re.match(NAME_PATTERN, name):
+        raise BadSettings(f"{name!r} is no {what} name. Use {NAME_RULE}.")
+    return name
+
+
+def explain(error: ValidationError, where: str) -> BadSettings:
+    """Turn a pydantic error into one line for each setting: its key, what is wrong, what is allowed."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"]) or "(study)"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: {key} is not a setting. Known here: {_known(problem['loc'][:-1])}.")
+        else:
+            lines.append(f"{where}: {key} = {problem['input']!r}: {problem['msg']}.")
+    return BadSettings("\n".join(lines))
+
+
+def _known(path: tuple[int | str, ...]) -> str:
+    model: type[Settings] = StudySettings
+    for part in path:
+        field = model.model_fields.get(str(part))
+        candidates = [] if field is None else _settings_in(field.annotation)
+        if not candidates:
+            break
+        model = candidates[0]
+    return ", ".join(sorted(model.model_fields))
+
+
+def _settings_in(annotation: object) -> list[type[Settings]]:
+    from typing import get_args
+
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _settings_in(part)]

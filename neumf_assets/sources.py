@@ -1,0 +1,52 @@
+"""A study's source files: its inbox, and the identity of what lies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from neumf_assets.core.counts.discover import DatasetFile, Inbox, is_url, list_datasets
+from neumf_assets.core.store import Store
+from neumf_assets.home import Home
+from neumf_assets.settings import StudySettings
+
+
+def inbox_of(study: StudySettings) -> str:
+    """Folder or URL of the study's inbox."""
+    return study.inbox or Home.from_environment().inbox(study.name)
+
+
+def find_sources(study: StudySettings) -> Inbox:
+    """What the study's inbox holds; a simulated study's inbox is filled first, the default one created.
+
+    Raises
+    ------
+    BadInput
+        If the inbox cannot be listed.
+    """
+    inbox = inbox_of(study)
+    if study.simulate is not None:
+        from neumf_assets.core.counts.simulate import write_inbox
+
+        write_inbox(study.simulate, Path(inbox))
+    elif study.inbox is None and not is_url(inbox):
+        Path(inbox).mkdir(parents=True, exist_ok=True)
+    return list_datasets(inbox)
+
+
+def source_digests(study: StudySettings, store: Store, datasets: Sequence[DatasetFile]) -> dict[str, str]:
+    """Content digest of each dataset's source.
+
+    A file that looks as it did when it was last read (same size and time) is not read again: its digest is
+    in the manifest of ``raw_counts``.
+    """
+    return {item.name: _digest(study, store, item) for item in datasets}
+
+
+def _digest(study: StudySettings, store: Store, item: DatasetFile) -> str:
+    known = store.find((study.name, "raw_counts", item.name))
+    if known is not None and known.manifest.figures.get("identity") == item.identity:
+        return str(known.manifest.inputs["source"])
+    from neumf_assets.core.counts.digest import source_digest
+
+    return source_digest(item)

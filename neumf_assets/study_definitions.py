@@ -1,0 +1,174 @@
+"""From a study's settings to Dagster definitions: every stage becomes an asset of the study's group."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from neumf_assets.assets.catalogue import stages
+from neumf_assets.assets.stage import Product, Stage, Step
+from neumf_assets.automation import condition_of
+from neumf_assets.checks import check_results, check_specs
+from neumf_assets.core.errors import NeumfError
+from neumf_assets.core.measure import Cost, measured
+from neumf_assets.core.store import Artifact, Draft
+from neumf_assets.home import Home
+from neumf_assets.io_managers import ArtifactIOManager, Delivery, storage_key
+from neumf_assets.jobs import study_jobs
+from neumf_assets.launchpad import config_schema, with_overrides
+from neumf_assets.partitions import dataset_partitions
+from neumf_assets.progress_log import log_progress
+from neumf_assets.resources import DeviceResource, StoreResource
+from neumf_assets.schedules import study_schedules
+from neumf_assets.sensors import study_sensors
+from neumf_assets.settings import StudySettings
+
+GPU_POOL = "gpu"
+
+_STORE = StoreResource()
+# One object each: Dagster refuses to merge studies whose resources differ under the same name.
+RESOURCES = {"store": _STORE, "device": DeviceResource(), "artifacts": ArtifactIOManager(store=_STORE)}
+
+
+def study_definitions(
+    study: StudySettings, resource_overrides: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """All Dagster definitions of one study.
+
+    Parameters
+    ----------
+    study
+        The study's settings.
+    resource_overrides
+        Resources to use instead of the default ones (``store``, ``device``, ``artifacts``).
+    """
+    declared = stages(study)
+    assets = [asset_of(study, item) for item in declared]
+    return dg.Definitions(
+        assets=assets,
+        jobs=study_jobs(study, declared),
+        sensors=study_sensors(study),
+        schedules=study_schedules(study),
+        resources={**RESOURCES, **(resource_overrides or {})},
+    )
+
+
+def asset_of(study: StudySettings, declared: Stage) -> dg.AssetsDefinition:
+    """The Dagster asset of one stage of one study."""
+
+    @dg.asset(
+        key=[study.name, *declared.name],
+        group_name=study.name,
+        description=declared.description,
+        ins={
+            _input_name(name): dg.AssetIn(key=[study.name, *name.split("/")], dagster_type=dg.Any)
+            for name in declared.inputs
+        },
+        dagster_type=dg.Any,
+        partitions_def=dataset_partitions(study.name) if declared.per_dataset else None,
+        config_schema=config_schema(study, declared.settings),
+        io_manager_key="artifacts",
+        code_version=declared.code_version(study),
+        kinds=set(declared.kinds),
+        owners=list(study.owners),
+        tags={"stage": declared.group},
+        metadata=_definition_metadata(declared),
+        pool=GPU_POOL if declared.uses_device else None,
+        automation_condition=condition_of(declared, study),
+        check_specs=check_specs(declared, study),
+        required_resource_keys={"device", "store"},
+    )
+    def computed(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[Any]:
+        yield from _compute(study, declared, context, inputs)
+
+    return computed
+
+
+def _compute(
+    study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
+) -> Iterator[Any]:
+    named = {name: inputs[_input_name(name)] for name in declared.inputs}
+    try:
+        step = _step(study, declared, context, named)
+        with measured() as cost:
+            product = declared.compute(step)
+    except NeumfError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    draft = _draft(step.study, declared, named, product, cost)
+    yield dg.Output(
+        Delivery(product, draft),
+        metadata=_metadata(product, step),
+        data_version=dg.DataVersion(draft.fingerprint),
+    )
+    yield from check_results(declared, study, product.checks)
+
+
+def _step(
+    study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
+) -> Step:
+    partition = context.partition_key if declared.per_dataset else None
+    previous = context.resources.store.open().find(storage_key([study.name, *declared.name], partition))
+    return Step(
+        study=with_overrides(study, context.op_execution_context.op_config),
+        inputs=inputs,
+        dataset=partition,
+        device=context.resources.device.resolve() if declared.uses_device else "cpu",
+        scratch=Home.from_environment().scratch(study.name, declared.name, partition),
+        previous=None if previous is None else previous.manifest.figures,
+        progress=log_progress(context.log),
+        log=context.log,
+    )
+
+
+def _draft(
+    study: StudySettings, declared: Stage, inputs: Mapping[str, Any], product: Product, cost: Cost
+) -> Draft:
+    fingerprints = {**{name: input_fingerprint(value) for name, value in inputs.items()}, **product.sources}
+    figures = {**product.figures, "seconds": cost.seconds, "peak_memory_mib": cost.peak_mib}
+    return Draft(
+        fingerprint=declared.fingerprint(study, fingerprints),
+        code_version=declared.code_version(study),
+        settings=declared.settings_of(study),
+        inputs=fingerprints,
+        figures=figures,
+    )
+
+
+def input_fingerprint(value: Artifact | Mapping[str, Artifact]) -> Any:
+    """The fingerprint of an input; of a fan-in, the map from dataset to fingerprint."""
+    if isinstance(value, Artifact):
+        return value.fingerprint
+    return {name: artifact.fingerprint for name, artifact in sorted(value.items())}
+
+
+def _metadata(product: Product, step: Step) -> dict[str, Any]:
+    shown: dict[str, Any] = {name: _metadata_value(value) for name, value in product.figures.items()}
+    shown.update({title: dg.MetadataValue.md(text) for title, text in product.pictures.items()})
+    shown.update({title: _table(rows) for title, rows in product.tables.items() if rows})
+    shown["device"] = step.device
+    return {name: value for name, value in shown.items() if value is not None}
+
+
+def _metadata_value(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    return dg.MetadataValue.json(value)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    plain = [
+        {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in row.items()}
+        for row in rows
+    ]
+    return dg.MetadataValue.table(records=[dg.TableRecord(row) for row in plain])
+
+
+def _definition_metadata(declared: Stage) -> dict[str, Any]:
+    if not declared.columns:
+        return {}
+    columns = [dg.TableColumn(name, kind, description=text) for name, kind, text in declared.columns]
+    return {"dagster/column_schema": dg.TableSchema(columns=columns)}
+
+
+def _input_name(name: str) -> str:
+    return name.replace("/", "__")
