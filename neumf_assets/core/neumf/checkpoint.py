@@ -1,0 +1,133 @@
+"""Checkpoints of a training: one file, written atomically, removed when the training has ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from neumf_assets.core.neumf.settings import NeuMFSettings
+
+if TYPE_CHECKING:
+    from neumf_assets.core.neumf.train import State
+
+FORMAT = 1
+WITHOUT_EFFECT = {"checkpoint_seconds"}
+
+
+def data_hash(counts: csr_matrix) -> str:
+    """Return the SHA-256 of a CSR matrix: shape, structure and values."""
+    digest = hashlib.sha256(repr(counts.shape).encode())
+    for array, kind in ((counts.indptr, np.int64), (counts.indices, np.int32), (counts.data, np.float32)):
+        digest.update(np.ascontiguousarray(array, dtype=kind))
+    return digest.hexdigest()
+
+
+def fingerprint(settings: NeuMFSettings, counts: csr_matrix, dataset: NDArray[np.intp], device: str) -> str:
+    """Return what a checkpoint must agree in with the training that wants to continue from it."""
+    text = json.dumps(
+        [
+            FORMAT,
+            settings.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+            data_hash(counts),
+            hashlib.sha256(np.ascontiguousarray(dataset, dtype=np.int64)).hexdigest(),
+            device,
+            torch.__version__,
+        ]
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Checkpoint:
+    """The checkpoints of one training, one file for each of its stages; does nothing without a folder.
+
+    Parameters
+    ----------
+    folder
+        Where the files lie, or ``None``.
+    key
+        Fingerprint of the training; a file with another one is ignored and overwritten.
+    seconds
+        Least time between two writes.
+    """
+
+    def __init__(self, folder: Path | None, key: str, seconds: float) -> None:
+        self.folder, self.key, self.seconds = folder, key, seconds
+        self._written = time.monotonic()
+
+    def _file(self, stage: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"stage-{stage}.safetensors"
+
+    def restore(self, stage: int, state: State) -> bool:
+        """Bring ``state`` to where the stage's file left it; return whether there was one."""
+        if self.folder is None or not self._file(stage).exists():
+            return False
+        try:
+            with safe_open(self._file(stage), "pt") as file:
+                meta = file.metadata()
+                if meta.get("key") != self.key:
+                    return False
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError:
+            return False  # not written by us to the end: start again
+        for name, target in _tensors(state).items():
+            target.copy_(tensors.pop(name))
+        device = state.tables["cells"].device
+        state.best = {name.removeprefix("best."): value.to(device) for name, value in tensors.items()}
+        for name, value in json.loads(meta["progress"]).items():
+            setattr(state, name, value)
+        return True
+
+    def write(self, stage: int, state: State, now: bool = False) -> None:
+        """Write the state of a stage if the last write is long enough ago, or ``now``."""
+        if self.folder is None or not (now or time.monotonic() - self._written >= self.seconds):
+            return
+        tensors = _tensors(state) | {f"best.{name}": value for name, value in state.best.items()}
+        progress = {name: getattr(state, name) for name in ("epoch", "history", "best_loss", "best_epoch")}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f".stage-{stage}.{os.getpid()}"
+        save_file(
+            {name: value.contiguous().cpu() for name, value in tensors.items()},
+            unfinished,
+            metadata={"key": self.key, "progress": json.dumps(progress)},
+        )
+        publish(unfinished, self._file(stage))
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the files of a training that has ended."""
+        if self.folder is not None:
+            for file in [*self.folder.glob("stage-*.safetensors"), *self.folder.glob(".stage-*")]:
+                file.unlink(missing_ok=True)
+
+
+def publish(unfinished: Path, file: Path) -> None:
+    """Give a written file its name, so that after a crash it is either whole or not there."""
+    with unfinished.open("rb") as handle:
+        os.fsync(handle.fileno())
+    unfinished.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    tensors = {f"table.{name}": value for name, value in state.tables.items()}
+    tensors |= {f"statistic.{name}": value for name, value in state.statistics.items()}
+    for table, optimiser in state.optimisers.items():
+        tensors |= {f"adam.{table}.{name}": value for name, value in optimiser.state().items()}
+    return tensors

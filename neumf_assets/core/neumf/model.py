@@ -1,0 +1,297 @@
+"""A trained NeuMF: its parameters and names, storage, cell embeddings and predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from neumf_assets.core.errors import BadInput, BadSettings
+from neumf_assets.core.neumf.checkpoint import data_hash, publish
+from neumf_assets.core.neumf.network import Block, Layout, Tables, Tower, block_scores, use_bfloat16
+from neumf_assets.core.neumf.objectives import mean
+from neumf_assets.core.neumf.settings import NeuMFSettings
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+BLOCK_PAIRS = 262_144
+
+Part = Literal["gmf", "mlp", "both"]
+Cells = slice | NDArray[np.intp] | list[int]
+
+
+def provenance(counts: csr_matrix, settings: NeuMFSettings, device: str) -> dict[str, str | int | float]:
+    """Return what a result must carry to be repeated: versions, seed, hash of the data, device."""
+    versions = {f"{name}_version": version(name) for name in ("torch", "numpy", "scipy", "neumf-assets")}
+    return {**versions, "seed": settings.seed, "device": device, "data_sha256": data_hash(counts)}
+
+
+@dataclass
+class NeuMFModel:
+    """A trained model of one dataset or several.
+
+    Parameters
+    ----------
+    settings
+        What it was trained with.
+    layout, tables, statistics
+        Parameters (see :mod:`neumf_assets.core.neumf.network`).
+    log_size
+        Log size factor of each cell.
+    dataset, dataset_names
+        Dataset index of each cell, and the datasets' names.
+    cell_names, gene_names
+        Names of the cells, and of the genes that the model saw.
+    gene_positions
+        Columns of the training matrix that these genes were.
+    reference_bias
+        Gene biases of the corrected prediction: the mean over the datasets trained together.
+    history
+        One row per epoch: ``stage``, ``epoch``, ``train_loss``, ``validation_loss`` (where entries were held
+        out), ``seconds``, ``pairs_per_second``, ``learning_rate``.
+    provenance
+        Versions, seed, device, hash of the counts.
+    """
+
+    settings: NeuMFSettings
+    layout: Layout
+    tables: Tables
+    statistics: Tables
+    log_size: Tensor
+    dataset: NDArray[np.intp]
+    dataset_names: list[str]
+    cell_names: NDArray[np.str_]
+    gene_names: NDArray[np.str_]
+    gene_positions: NDArray[np.intp]
+    reference_bias: Tensor
+    history: list[dict[str, float | str]]
+    provenance: dict[str, str | int | float]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells x genes."""
+        return self.cell_names.size, self.gene_names.size
+
+    # ---------------------------------------------------------------- storage
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` (last) into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = self.tables | {f"statistics.{name}": value for name, value in self.statistics.items()}
+        tensors |= {
+            "log_size": self.log_size,
+            "reference_bias": self.reference_bias,
+            "dataset": torch.as_tensor(self.dataset),
+            "gene_positions": torch.as_tensor(self.gene_positions),
+        }
+        unfinished = folder / f".{WEIGHTS}"
+        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, unfinished)
+        publish(unfinished, folder / WEIGHTS)
+        described = {
+            "settings": self.settings.model_dump(mode="json"),
+            "kind": self.settings.kind,
+            "n_datasets": self.layout.n_datasets,
+            "shifted": self.layout.shifted,
+            "provenance": self.provenance,
+            "history": self.history,
+            "dataset_names": self.dataset_names,
+            "gene_names": self.gene_names.tolist(),
+            "cell_names": self.cell_names.tolist(),
+        }
+        unfinished = folder / f".{DESCRIPTION}"
+        unfinished.write_text(json.dumps(described))
+        publish(unfinished, folder / DESCRIPTION)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> NeuMFModel:
+        """Read a model that :meth:`save` wrote.
+
+        Raises
+        ------
+        BadInput
+            Where the files are missing or don't belong together.
+        """
+        try:
+            described = json.loads((folder / DESCRIPTION).read_text())
+            tensors = load_file(folder / WEIGHTS, device=device)
+        except (OSError, ValueError) as error:
+            raise BadInput(folder, "", f"no readable model ({error})", "Train the model again") from error
+        settings = NeuMFSettings(**described["settings"])
+        layout = Layout.of(settings, described["n_datasets"], shifted=described["shifted"])
+        statistics = {
+            name.removeprefix("statistics."): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith("statistics.")
+        }
+        return cls(
+            settings=settings,
+            layout=layout,
+            log_size=tensors.pop("log_size"),
+            reference_bias=tensors.pop("reference_bias"),
+            dataset=tensors.pop("dataset").cpu().numpy().astype(np.intp),
+            gene_positions=tensors.pop("gene_positions").cpu().numpy().astype(np.intp),
+            tables=tensors,
+            statistics=statistics,
+            dataset_names=described["dataset_names"],
+            cell_names=np.asarray(described["cell_names"], dtype=np.str_),
+            gene_names=np.asarray(described["gene_names"], dtype=np.str_),
+            history=described["history"],
+            provenance=described["provenance"],
+        )
+
+    # ---------------------------------------------------------------- embeddings
+
+    def cell_embedding(
+        self, part: Part = "both", metric: Literal["raw", "gene"] = "raw"
+    ) -> NDArray[np.float32]:
+        """Return the cells' embedding in their common space.
+
+        Parameters
+        ----------
+        part
+            ``gmf``, ``mlp`` or both side by side (those that the model has).
+        metric
+            ``raw``: as learnt. ``gene``: Euclidean distance is the distance of the cells' predictions. For the GMF
+            part that of their corrected scores over all genes (root mean square), by the principal axes of the
+            shared gene embeddings; for the MLP part that of the cells' side of the first layer.
+
+        Returns
+        -------
+        ``[n_cells, size]`` float32.
+        """
+        layout = self.layout
+        sizes = {"gmf": layout.gmf, "mlp": layout.mlp}
+        wanted = [name for name in ("gmf", "mlp") if sizes[name] and part in (name, "both")]
+        if not wanted:
+            raise BadSettings(f"part: this model has no {part} branch")
+        spans = {"gmf": slice(0, layout.gmf), "mlp": slice(layout.gmf, layout.size)}
+        found = []
+        for name in wanted:
+            cells = self.tables["cells"][:, spans[name]].double()
+            if metric == "gene":
+                cells = cells @ self._metric(name, spans[name])
+            found.append(cells.float().cpu().numpy())
+        return np.hstack(found)
+
+    def _metric(self, part: str, span: slice) -> Tensor:
+        tower = self.layout.split_tower(self.tables["tower"])
+        if part == "mlp":
+            return tower["w1_cell"].double().T
+        genes = self.tables["genes"][:, span].double() * tower["out_gmf"].double()
+        _, singular, axes = torch.linalg.svd(genes - genes.mean(0), full_matrices=False)
+        return axes.T * singular / np.sqrt(genes.shape[0])
+
+    # ---------------------------------------------------------------- prediction
+
+    def predict(
+        self,
+        cells: Cells = slice(None),
+        genes: NDArray[np.intp] | list[int] | None = None,
+        *,
+        corrected: bool = False,
+        scale: Literal["counts", "normalised"] = "counts",
+    ) -> NDArray[np.float32]:
+        """Return predicted means (``bce``: probabilities of being observed; ``bpr``: scores).
+
+        Parameters
+        ----------
+        cells, genes
+            Positions in the model's cells and genes; all by default.
+        corrected
+            Without the dataset-specific part of the genes, and with their mean bias.
+        scale
+            ``counts``: at each cell's own size factor; ``normalised``: at size factor 1.
+
+        Returns
+        -------
+        ``[cells, genes]`` float32.
+        """
+        positions = np.arange(self.shape[0])[
+            cells if isinstance(cells, slice) else np.asarray(cells, np.intp)
+        ]
+        columns = (
+            None
+            if genes is None
+            else torch.as_tensor(np.asarray(genes, np.intp), device=self.log_size.device)
+        )
+        width = self.shape[1] if columns is None else columns.numel()
+        result = np.empty((positions.size, width), np.float32)
+        step = max(1, BLOCK_PAIRS // max(width, 1))
+        for start in range(0, positions.size, step):
+            block = positions[start : start + step]
+            result[start : start + block.size] = self._predict(block, columns, corrected, scale)
+        return result
+
+    def predict_blocks(
+        self,
+        block_cells: int | None = None,
+        *,
+        corrected: bool = False,
+        scale: Literal["counts", "normalised"] = "counts",
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield the whole prediction as (rows, block), at most ``block_cells`` cells at a time."""
+        n_cells, n_genes = self.shape
+        step = block_cells or max(1, BLOCK_PAIRS // n_genes)
+        for start in range(0, n_cells, step):
+            rows = slice(start, min(start + step, n_cells))
+            yield rows, self.predict(rows, corrected=corrected, scale=scale)
+
+    def top_genes(self, cell: int | str, k: int = 10) -> list[tuple[str, float]]:
+        """Return the ``k`` genes of a cell (name or position) with the highest prediction, best first."""
+        position = self._cell(cell)
+        row = self.predict([position])[0]
+        best = np.argsort(-row, kind="stable")[:k]
+        return [(str(self.gene_names[g]), float(row[g])) for g in best]
+
+    def _cell(self, cell: int | str) -> int:
+        if isinstance(cell, int):
+            if not 0 <= cell < self.shape[0]:
+                raise BadSettings(f"cell: {cell} is not among the {self.shape[0]} cells")
+            return cell
+        found = np.flatnonzero(self.cell_names == cell)
+        if not found.size:
+            raise BadSettings(f"cell: {cell} is not among the cells of this model")
+        return int(found[0])
+
+    @torch.no_grad()
+    def _predict(
+        self, cells: NDArray[np.intp], genes: Tensor | None, corrected: bool, scale: str
+    ) -> NDArray[np.float32]:
+        device = self.log_size.device
+        tower = Tower(self.layout, statistics=self.statistics, bfloat16=use_bfloat16(self.settings, device))
+        width = self.shape[1] if genes is None else genes.numel()
+        result = np.empty((cells.size, width), np.float32)
+        datasets = np.zeros_like(cells) if corrected else self.dataset[cells]
+        for d in np.unique(datasets):
+            rows = np.flatnonzero(datasets == d)
+            index = torch.as_tensor(cells[rows], device=device)
+            shift = torch.zeros_like(self.tables["shifts"][0]) if corrected else self.tables["shifts"][int(d)]
+            if corrected:
+                shift[:, -1] = self.reference_bias
+            table = self.tables["genes"]
+            block = Block(
+                self.layout,
+                self.tables["cells"][index],
+                table if genes is None else table[genes],
+                shift if genes is None else shift[genes],
+                self.tables["tower"],
+            )
+            size = self.log_size[index] if scale == "counts" else torch.zeros_like(self.log_size[index])
+            result[rows] = self._outcome(block_scores(block, tower), size).cpu().numpy()
+        return result
+
+    def _outcome(self, score: Tensor, log_size: Tensor) -> Tensor:
+        if self.settings.objective == "bce":
+            return score.sigmoid()
+        if self.settings.objective == "bpr":
+            return score
+        return mean(score, log_size[:, None], self.settings.link)

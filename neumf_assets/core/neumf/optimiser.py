@@ -1,0 +1,58 @@
+"""Adam on tables of which a step touches only some rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+Rows = Tensor | slice
+
+
+class RowAdam:
+    """Adam (Kingma and Ba 2015) with its state kept for each row, so that untouched rows cost nothing.
+
+    A row's moments and its bias correction advance only when the row is used. Rows given as a slice are updated
+    in place (the fused dense step); rows given as indices are gathered, updated and written back.
+
+    Parameters
+    ----------
+    table
+        Parameters ``[rows, columns]``, updated in place.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+        self.first = torch.zeros_like(table)
+        self.second = torch.zeros_like(table)
+        self.steps = torch.zeros(table.shape[0], 1, device=table.device, dtype=table.dtype)
+
+    def take(self, rows: Rows) -> Tensor:
+        """Return the rows as a leaf that gradients can be asked for."""
+        return self.table[rows].detach().requires_grad_()
+
+    @torch.no_grad()
+    def update(self, rows: Rows, values: Tensor, gradient: Tensor, rate: float) -> None:
+        """Move the rows (their ``values`` as taken) against ``gradient`` by at most about ``rate``."""
+        first, second, steps = self.first[rows], self.second[rows], self.steps[rows]
+        steps += 1
+        first.lerp_(gradient, 1 - BETA1)
+        second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        scale = rate * (1 - BETA2**steps).sqrt_() / (1 - BETA1**steps)
+        step = first / second.sqrt().add_(EPSILON)
+        new = values.detach().addcmul_(step, scale, value=-1)
+        if isinstance(rows, Tensor):
+            self.table.index_copy_(0, rows, new)
+            self.first.index_copy_(0, rows, first)
+            self.second.index_copy_(0, rows, second)
+            self.steps.index_copy_(0, rows, steps)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that a checkpoint needs beside the table itself."""
+        return {"first": self.first, "second": self.second, "steps": self.steps}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Continue from a state that :meth:`state` returned."""
+        for name, value in self.state().items():
+            value.copy_(state[name])

@@ -1,0 +1,204 @@
+"""Settings of the NeuMF models: what is trained, on which entries, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from neumf_assets.core.settings import Settings
+
+Kind = Literal["gmf", "mlp", "neumf"]
+Objective = Literal["poisson", "nb", "mse", "bce", "bpr"]
+Link = Literal["exp", "softplus", "identity"]
+LayerSize = Annotated[int, Field(ge=1, le=4096)]
+
+
+class NeuMFSettings(Settings):
+    """One NeuMF training run, for a single dataset or for several datasets at once.
+
+    The mean count of gene ``g`` in cell ``c`` is ``size_factor[c] * link(f[c, g])`` with ``f`` the sum of the
+    GMF part, the MLP part and the gene's bias (He et al. 2017, section 3, with a count likelihood).
+    """
+
+    kind: Kind = Field(
+        "neumf", description="gmf: generalised matrix factorisation alone; mlp: the tower alone; neumf: both."
+    )
+    gmf_size: int = Field(
+        50,
+        ge=1,
+        le=1024,
+        description="Length of the GMF embeddings of cells and genes; 50 as in the notebook.",
+    )
+    mlp_size: int = Field(
+        50,
+        ge=1,
+        le=1024,
+        description="Length of the MLP embeddings of cells and genes; 50 as in the notebook.",
+    )
+    tower: tuple[LayerSize, ...] = Field(
+        (64, 32, 16, 8),
+        min_length=1,
+        max_length=12,
+        description="Hidden layers of the MLP, first to last; the tower pattern of He et al., halving each time.",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Dropout after each hidden layer; 0 because it raises held-out deviance.",
+    )
+    batch_norm: bool = Field(
+        False, description="Batch normalisation of the hidden layers; off: costly, and no gain on counts."
+    )
+    objective: Objective = Field(
+        "poisson",
+        description="poisson and nb: likelihood of the counts; mse: squared error; "
+        "bce: observed or not; bpr: observed genes ranked above unobserved ones.",
+    )
+    link: Link = Field(
+        "exp", description="Mean = size factor x link(f): exp (log link, clamped), softplus or identity."
+    )
+    dispersion: Literal["gene", "shared"] = Field(
+        "gene", description="nb only: one dispersion for each gene or one for all."
+    )
+    size_factors: bool = Field(
+        True,
+        description="Scale the mean by the cell's total over the median total; off only for the notebook.",
+    )
+    pairs: Literal["full", "sampled"] = Field(
+        "full",
+        description="full: every entry, a zero is data too (Svensson 2020); sampled: all observed entries and "
+        "num_negatives zeros for each, weighted so that the loss stays unbiased.",
+    )
+    num_negatives: int = Field(
+        4, ge=1, le=1000, description="Zeros drawn for each observed entry (pairs sampled, bpr); 4 as in NCF."
+    )
+    n_genes: int | None = Field(
+        3000,
+        ge=1,
+        description="Train on this many most overdispersed genes (null: all); beyond about 3,000 the rest is "
+        "close to Poisson noise.",
+    )
+    epochs: int = Field(40, ge=1, le=10_000, description="Passes over all entries, at most.")
+    learning_rate: float = Field(
+        0.005,
+        gt=0,
+        le=1,
+        description="Adam's step size at its peak; several times NCF's 0.001 since a step "
+        "sees a whole block of entries.",
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="How the step size falls over the epochs; cosine ends in a low, quiet phase."
+    )
+    warmup: float = Field(
+        0.02, ge=0.0, le=0.5, description="Share of the steps in which the step size rises from 0."
+    )
+    weight_decay: float = Field(
+        1.0,
+        ge=0.0,
+        le=1e6,
+        description="Precision of the Gaussian prior on the embeddings: penalty weight_decay/2 x ||.||^2 beside "
+        "the summed loss, so it matters less the more counts a cell or gene has.",
+    )
+    gradient_clip: float | None = Field(
+        None,
+        gt=0,
+        description="Largest norm of the gradient of a step (null: unclipped; Adam is robust to it).",
+    )
+    validation_share: float = Field(
+        0.05,
+        ge=0.0,
+        le=0.5,
+        description="Share of the entries of the validation cells held out of training for the validation curve "
+        "(0: none).",
+    )
+    validation_cells: int = Field(
+        1000,
+        ge=1,
+        description="At most this many cells, drawn by seed, hold out entries: enough for a sure curve.",
+    )
+    patience: int | None = Field(
+        10, ge=1, description="Stop after this many epochs without a better validation loss (null: never)."
+    )
+    block_cells: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Cells of a block (null: by the size of the data and the device).",
+    )
+    block_genes: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Genes of a block (null: all up to 4,096, beyond that equal parts).",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Arithmetic of the tower; auto: bfloat16 where the hardware multiplies it faster."
+    )
+    fused: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: the fused kernel of the tower where it can be had; off: plain torch operations.",
+    )
+    pretrain: Literal["none", "gmf", "both"] = Field(
+        "gmf",
+        description="neumf only. gmf: the fast GMF branch first, then both together; both: each branch alone, "
+        "fused with alpha as in the paper; none: together from the start.",
+    )
+    pretrain_epochs: int = Field(20, ge=1, le=10_000, description="Epochs of each branch trained alone.")
+    alpha: float = Field(
+        0.5, ge=0.0, le=1.0, description="pretrain both: output weights alpha x GMF and (1 - alpha) x MLP."
+    )
+    shift_penalty: float = Field(
+        1.0,
+        ge=0.0,
+        le=1e6,
+        description="Several datasets only: penalty lambda x ||v||^2 on a gene's dataset-specific embedding "
+        "(LIGER's lambda); larger: less difference between datasets is taken out of the cells.",
+    )
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of every random choice.")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads (null: as torch is set).")
+    checkpoint_seconds: float = Field(
+        60.0, ge=0.0, description="Least time between two checkpoints; 0: after every epoch."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.objective in ("poisson", "nb") and self.link == "identity":
+            raise ValueError(
+                f"objective: {self.objective} needs a positive mean: set link to exp or softplus, or objective to mse"
+            )
+        if self.objective == "bpr" and self.pairs == "full":
+            raise ValueError("objective: bpr compares drawn pairs: set pairs to sampled")
+        return self
+
+
+def notebook_preset() -> NeuMFSettings:
+    """Return the original notebook's NeuMF, corrected only in what it trains on (blocks of all entries).
+
+    300 genes x 1,000 cells, four embeddings of 50, tower 64-32-16-8, dropout 0.2, batch norm, squared error on
+    raw counts with the identity link, Adam at 1e-3, 20 epochs.
+    """
+    return NeuMFSettings(
+        gmf_size=50,
+        mlp_size=50,
+        tower=(64, 32, 16, 8),
+        dropout=0.2,
+        batch_norm=True,
+        objective="mse",
+        link="identity",
+        size_factors=False,
+        n_genes=None,
+        epochs=20,
+        learning_rate=0.001,
+        schedule="constant",
+        warmup=0.0,
+        weight_decay=0.0,
+        patience=None,
+        pretrain="none",
+    )
+
+
+def ineumf_defaults() -> NeuMFSettings:
+    """Return the settings of the integrative model: few dimensions, so that the cells' space stays common."""
+    return NeuMFSettings(kind="gmf", gmf_size=20, n_genes=2000, epochs=20, shift_penalty=1.0)

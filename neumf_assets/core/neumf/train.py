@@ -1,0 +1,572 @@
+"""The one trainer: single-dataset and integrative NeuMF, pretraining, and mapping of new datasets.
+
+A step takes a block of cells (of one dataset) x genes, differentiates the summed loss with respect to the rows of
+the tables that the block uses, and moves them by Adam. Whatever is random in an epoch derives from (seed, stage,
+epoch), so training that was killed continues bit for bit from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from neumf_assets.core.errors import BadSettings
+from neumf_assets.core.neumf.batches import HeldOut, Plan, SparseCounts, Step
+from neumf_assets.core.neumf.checkpoint import Checkpoint, fingerprint
+from neumf_assets.core.neumf.genes import select_genes, size_factors
+from neumf_assets.core.neumf.model import NeuMFModel, provenance
+from neumf_assets.core.neumf.network import (
+    Block,
+    Layout,
+    Tables,
+    Tower,
+    block_scores,
+    initial_statistics,
+    initial_tables,
+    pair_scores,
+    use_bfloat16,
+)
+from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss
+from neumf_assets.core.neumf.optimiser import RowAdam, Rows
+from neumf_assets.core.neumf.settings import NeuMFSettings
+from neumf_assets.core.progress import Progress, silent
+
+FINAL_RATE = 0.01
+VALIDATION_PAIRS = 200_000
+FUSION_SCALE = 0.1
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything that stays the same while a model is trained."""
+
+    settings: NeuMFSettings
+    counts: SparseCounts
+    log_size: Tensor
+    dataset: NDArray[np.intp]
+    held_out: HeldOut | None
+    gene_bias: Tensor
+    device: torch.device
+
+    @property
+    def n_datasets(self) -> int:
+        """Number of datasets."""
+        return self.gene_bias.shape[0]
+
+
+@dataclass
+class State:
+    """What training changes: the tables, running statistics and curves, with the best epoch so far."""
+
+    layout: Layout
+    tables: Tables
+    statistics: Tables
+    optimisers: dict[str, RowAdam]
+    history: list[dict[str, float | str]] = field(default_factory=list)
+    epoch: int = 0
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    best: Tables = field(default_factory=dict)
+
+
+def fit(
+    counts: csr_matrix,
+    settings: NeuMFSettings,
+    *,
+    gene_names: NDArray[np.str_] | list[str],
+    cell_names: NDArray[np.str_] | list[str],
+    dataset: NDArray[np.intp] | None = None,
+    dataset_names: list[str] | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+    checkpoint_dir: Path | None = None,
+) -> NeuMFModel:
+    """Train a NeuMF on the counts of one dataset or of several together.
+
+    Parameters
+    ----------
+    counts
+        Cells x genes, non-negative.
+    settings
+        The model and how it is trained.
+    gene_names, cell_names
+        Names of columns and rows.
+    dataset
+        Dataset index of each cell, ``0 .. n_datasets - 1``; ``None``: one dataset. With two or more the model is
+        integrative: a gene's embedding is shared plus dataset-specific, its bias belongs to the dataset.
+    dataset_names
+        Names of the datasets.
+    device
+        ``cpu``, ``cuda`` or ``cuda:N``.
+    progress
+        Told after every epoch.
+    checkpoint_dir
+        Where checkpoints of this training are kept and looked for; removed from there at the end.
+
+    Returns
+    -------
+    The trained model, with the parameters of its best epoch where validation entries were held out.
+
+    Raises
+    ------
+    BadSettings
+        Where names, datasets and counts do not belong together.
+    """
+    counts = counts.tocsr()
+    dataset = np.zeros(counts.shape[0], np.intp) if dataset is None else np.asarray(dataset, np.intp)
+    names = dataset_names or [f"dataset {d}" for d in range(int(dataset.max(initial=0)) + 1)]
+    _check(counts, gene_names, cell_names, dataset, names)
+    genes = select_genes(counts, dataset, settings.n_genes)
+    factors = size_factors(counts) if settings.size_factors else np.ones(counts.shape[0], np.float32)
+    used = counts[:, genes]
+    with torch_session(settings):
+        data = prepare(used, factors, dataset, settings, torch.device(device))
+        key = fingerprint(settings, used, dataset, device)
+        checkpoint = Checkpoint(checkpoint_dir, key, settings.checkpoint_seconds)
+        state = train_stages(data, progress, checkpoint)
+    model = NeuMFModel(
+        settings=settings,
+        layout=state.layout,
+        tables=state.tables,
+        statistics=state.statistics,
+        log_size=data.log_size,
+        dataset=dataset,
+        dataset_names=list(names),
+        cell_names=np.asarray(cell_names, dtype=np.str_),
+        gene_names=np.asarray(gene_names, dtype=np.str_)[genes],
+        gene_positions=genes,
+        reference_bias=state.tables["shifts"][..., -1].mean(0),
+        history=state.history,
+        provenance=provenance(used, settings, device),
+    )
+    checkpoint.remove()
+    return model
+
+
+def _check(
+    counts: csr_matrix,
+    gene_names: NDArray[np.str_] | list[str],
+    cell_names: NDArray[np.str_] | list[str],
+    dataset: NDArray[np.intp],
+    dataset_names: list[str],
+) -> None:
+    if counts.nnz == 0:
+        raise BadSettings("counts: nothing was observed; give at least one cell with one count")
+    if counts.data.min() < 0 or not np.isfinite(counts.data).all():
+        raise BadSettings("counts: a negative or non-finite entry; give raw counts")
+    if len(cell_names) != counts.shape[0] or len(gene_names) != counts.shape[1]:
+        raise BadSettings(
+            f"names: {len(cell_names)} cells and {len(gene_names)} genes are named, counts are {counts.shape}"
+        )
+    if dataset.shape != (counts.shape[0],):
+        raise BadSettings(f"dataset: {dataset.shape} indices for {counts.shape[0]} cells")
+    if not np.array_equal(np.unique(dataset), np.arange(len(dataset_names))):
+        raise BadSettings(
+            f"dataset: indices must run from 0 to {len(dataset_names) - 1}, each with at least one cell"
+        )
+
+
+@contextmanager
+def torch_session(settings: NeuMFSettings) -> Iterator[None]:
+    """Use the settings' threads, and leave torch's own threads and random state as they were."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.set_num_threads(settings.threads or threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def prepare(
+    counts: csr_matrix,
+    factors: NDArray[np.float32],
+    dataset: NDArray[np.intp],
+    settings: NeuMFSettings,
+    device: torch.device,
+) -> Data:
+    """Bring the counts to the device, draw the held-out entries and compute the genes' starting biases."""
+    held_out = HeldOut.draw(counts, dataset, settings, device)
+    bias = np.stack(
+        [_mean_score(counts[dataset == d], factors[dataset == d], settings) for d in np.unique(dataset)]
+    )
+    return Data(
+        settings=settings,
+        counts=SparseCounts(counts, device),
+        log_size=torch.as_tensor(np.log(factors), device=device),
+        dataset=dataset,
+        held_out=held_out,
+        gene_bias=torch.as_tensor(bias, dtype=torch.float32),
+        device=device,
+    )
+
+
+def _mean_score(
+    counts: csr_matrix, factors: NDArray[np.float32], settings: NeuMFSettings
+) -> NDArray[np.float64]:
+    """Return each gene's score at which the model predicts its mean (or its share of cells, for ``bce``)."""
+    total = np.asarray(counts.sum(axis=0), np.float64).ravel()
+    if settings.objective == "bce":
+        share = (np.asarray((counts > 0).sum(axis=0), np.float64).ravel() + 0.5) / (counts.shape[0] + 1)
+        return np.log(share / (1 - share))
+    if settings.objective == "bpr" or settings.link == "exp":
+        return np.log((total + 0.1) / factors.sum())
+    mean = (total + (0.0 if settings.link == "identity" else 0.1)) / factors.sum()
+    return mean if settings.link == "identity" else mean + np.log(-np.expm1(-mean))
+
+
+def train_stages(data: Data, progress: Progress, checkpoint: Checkpoint) -> State:
+    """Train the branches first where the settings ask for it, then the model itself."""
+    settings = data.settings
+    branches: dict[str, list[str]] = {"none": [], "gmf": ["gmf"], "both": ["gmf", "mlp"]}
+    kinds = [*(branches[settings.pretrain] if settings.kind == "neumf" else []), settings.kind]
+    trained: dict[str, State] = {}
+    for number, kind in enumerate(kinds):
+        final = number == len(kinds) - 1
+        state = initial_state(data, kind, number, trained)
+        epochs = settings.epochs if final else settings.pretrain_epochs
+        run_stage(data, state, kind, number, epochs, progress, checkpoint)
+        trained[kind] = state
+    return trained[settings.kind]
+
+
+def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) -> State:
+    """Return the state a stage starts from: drawn by seed, with what earlier stages learnt put in."""
+    settings = data.settings
+    layout = Layout.of(settings, data.n_datasets, kind)
+    generator = torch.Generator().manual_seed(settings.seed * 1009 + stage)
+    tables = initial_tables(
+        layout,
+        data.counts.n_cells,
+        data.gene_bias,
+        generator,
+        output_scale=FUSION_SCALE if settings.pretrain == "gmf" and kind == "neumf" else 1.0,
+    )
+    tables = {name: table.to(data.device) for name, table in tables.items()}
+    if kind == "neumf" and trained:
+        _fuse(layout, tables, trained, settings.alpha)
+    history = [row for earlier in trained.values() for row in earlier.history]
+    statistics = {name: value.to(data.device) for name, value in initial_statistics(layout).items()}
+    return new_state(layout, tables, statistics, history)
+
+
+def new_state(
+    layout: Layout, tables: Tables, statistics: Tables, history: list[dict[str, float | str]]
+) -> State:
+    """Return a state with fresh optimisers on the tables."""
+    rows = {name: table.view(-1, table.shape[-1]) for name, table in tables.items()}
+    return State(layout, tables, statistics, {n: RowAdam(t) for n, t in rows.items()}, list(history))
+
+
+def _fuse(layout: Layout, tables: Tables, trained: dict[str, State], alpha: float) -> None:
+    """Put the trained branches together (He et al. 2017, section 3.4.1)."""
+    shares = {"gmf": alpha, "mlp": 1 - alpha} if "mlp" in trained else {"gmf": 1.0}
+    span = {"gmf": slice(0, layout.gmf), "mlp": slice(layout.gmf, layout.size)}
+    tower = layout.split_tower(tables["tower"])
+    tables["shifts"][..., -1] = 0
+    for kind, share in shares.items():
+        source = trained[kind].tables
+        size = trained[kind].layout.size
+        tables["cells"][:, span[kind]] = source["cells"][:, :size]
+        tables["cells"][:, -1] += share * source["cells"][:, -1]
+        tables["genes"][:, span[kind]] = source["genes"][:, :size]
+        if layout.dispersion == "gene":
+            tables["genes"][:, -1] += share * (source["genes"][:, -1] - tables["genes"][:, -1])
+        if layout.shifted:
+            tables["shifts"][..., span[kind]] = source["shifts"][..., :size]
+        tables["shifts"][..., -1] += share * source["shifts"][..., -1]
+        for name, part in trained[kind].layout.split_tower(source["tower"]).items():
+            if name == "log_dispersion":
+                tower[name].add_(share * part)
+            else:
+                tower[name].copy_(share * part if name.startswith("out_") else part)
+
+
+def run_stage(
+    data: Data,
+    state: State,
+    kind: str,
+    stage: int,
+    epochs: int,
+    progress: Progress,
+    checkpoint: Checkpoint,
+    frozen: frozenset[str] = frozenset(),
+) -> None:
+    """Train ``state`` for ``epochs``, from the checkpoint of this stage where there is one.
+
+    Parameters
+    ----------
+    data
+        Counts and what belongs to them.
+    state
+        Changed in place.
+    kind
+        Branch that is trained; names the stage in the curves.
+    stage
+        Number of the stage.
+    epochs
+        Passes over all entries, at most.
+    progress
+        Told after every epoch.
+    checkpoint
+        Where to continue from and to write to.
+    frozen
+        Tables that must not change.
+    """
+    settings = data.settings
+    checkpoint.restore(stage, state)
+    plan = Plan.of(data.dataset, data.counts.n_genes, settings, data.device)
+    stepper = Stepper(data, state, frozen)
+    while state.epoch < epochs and not _stalled(state, settings):
+        begin = time.perf_counter()
+        rates = _rates(settings, state.epoch, epochs, plan.steps_per_epoch)
+        generator = torch.Generator(data.device).manual_seed(_mix(settings.seed, stage, state.epoch))
+        torch.manual_seed(_mix(settings.seed, stage, state.epoch))
+        total, pairs = torch.zeros((), dtype=torch.float64, device=data.device), 0
+        for step, rate in zip(plan.epoch((settings.seed, 2, stage, state.epoch)), rates, strict=True):
+            loss, size = stepper(step, rate, generator)
+            total += loss
+            pairs += size
+        train_loss = float(total) / max(pairs, 1)
+        seconds = time.perf_counter() - begin
+        state.epoch += 1
+        validation = stepper.validation_loss()
+        _record(state, kind, train_loss, validation, pairs, seconds, rates[-1])
+        progress(f"train {kind}", state.epoch, epochs, **_figures(state.history[-1]))
+        checkpoint.write(stage, state)
+    if kind != settings.kind:
+        checkpoint.write(stage, state, now=True)
+    if state.best:
+        for name, table in state.best.items():
+            (state.tables | state.statistics)[name].copy_(table)
+
+
+def _mix(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
+
+
+def _stalled(state: State, settings: NeuMFSettings) -> bool:
+    return bool(
+        state.best and settings.patience is not None and state.epoch - state.best_epoch >= settings.patience
+    )
+
+
+def _rates(settings: NeuMFSettings, epoch: int, epochs: int, steps: int) -> list[float]:
+    """Return the step size of every step of an epoch."""
+    done = (epoch * steps + np.arange(steps) + 1) / (epochs * steps)
+    shape = {
+        "constant": np.ones(steps),
+        "linear": 1 - (1 - FINAL_RATE) * done,
+        "cosine": FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + np.cos(np.pi * done)),
+    }[settings.schedule]
+    rise = np.minimum(1.0, done / settings.warmup) if settings.warmup else 1.0
+    return [float(rate) for rate in settings.learning_rate * shape * rise]
+
+
+def _record(
+    state: State,
+    kind: str,
+    train_loss: float,
+    validation: float | None,
+    pairs: int,
+    seconds: float,
+    rate: float,
+) -> None:
+    row: dict[str, float | str] = {
+        "stage": kind,
+        "epoch": state.epoch,
+        "train_loss": train_loss,
+        "seconds": seconds,
+        "pairs_per_second": pairs / seconds,
+        "learning_rate": rate,
+    }
+    if validation is not None:
+        row["validation_loss"] = validation
+        if validation < state.best_loss:
+            state.best_loss, state.best_epoch = validation, state.epoch
+            state.best = {n: t.clone() for n, t in (state.tables | state.statistics).items()}
+    state.history.append(row)
+
+
+def _figures(row: dict[str, float | str]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if name not in ("stage", "epoch")}
+
+
+class Stepper:
+    """Makes training steps on one state.
+
+    Parameters
+    ----------
+    data, state
+        What to train on, and what to train.
+    frozen
+        Tables that get no update.
+    """
+
+    def __init__(self, data: Data, state: State, frozen: frozenset[str] = frozenset()) -> None:
+        self.data, self.state, self.settings = data, state, data.settings
+        self.trained = [name for name in state.optimisers if name not in frozen]
+        self.tower = Tower(
+            state.layout, self.settings.dropout, state.statistics, use_bfloat16(self.settings, data.device)
+        )
+        self.members = np.bincount(data.dataset, minlength=data.n_datasets)
+        self.decay = self._decay()
+
+    def __call__(self, step: Step, rate: float, generator: torch.Generator) -> tuple[Tensor, int]:
+        """Make one step; return the summed loss (detached) and the number of pairs it was summed over."""
+        cells, genes, rows = self.locate(step)
+        leaves = {name: opt.take(rows[name]) for name, opt in self.state.optimisers.items()}
+        block = self.block(leaves)
+        if self.settings.pairs == "sampled":
+            loss, pairs = self.sampled_loss(block, step, cells, generator)
+        else:
+            loss, pairs = self.full_loss(block, step, cells, genes)
+        gradients = torch.autograd.grad(loss, [leaves[name] for name in self.trained])
+        self._update(step, rows, leaves, dict(zip(self.trained, gradients, strict=True)), rate, pairs)
+        return loss.detach(), pairs
+
+    def locate(self, step: Step) -> tuple[Tensor, Tensor | None, dict[str, Rows]]:
+        """Return a step's cells and genes on the device, and the rows of each table that it uses."""
+        device, n_genes = self.data.device, self.data.counts.n_genes
+        cells = torch.as_tensor(step.cells, device=device)
+        start = step.dataset * n_genes
+        rows: dict[str, Rows] = {"cells": cells, "tower": slice(None)}
+        if step.genes is None:
+            return cells, None, rows | {"genes": slice(None), "shifts": slice(start, start + n_genes)}
+        genes = torch.as_tensor(step.genes, device=device)
+        return cells, genes, rows | {"genes": genes, "shifts": genes + start}
+
+    def block(self, leaves: Tables) -> Block:
+        """Return the block of the taken rows."""
+        return Block(
+            self.state.layout, leaves["cells"], leaves["genes"], leaves["shifts"], leaves["tower"].view(-1)
+        )
+
+    def full_loss(self, block: Block, step: Step, cells: Tensor, genes: Tensor | None) -> tuple[Tensor, int]:
+        """Return the summed loss of all entries of a block that are not held out."""
+        data = self.data
+        y = data.counts.dense(cells, int(data.counts.observed[step.cells].sum()), genes)
+        mask = data.held_out.mask(cells, genes) if data.held_out else None
+        score = block_scores(block, self.tower, training=True)
+        loss = entry_loss(score, data.log_size[cells][:, None], y, self.settings, block.log_dispersion)
+        return (loss if mask is None else loss * mask).sum(), y.numel()
+
+    def sampled_loss(
+        self, block: Block, step: Step, cells: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
+        """Return an unbiased estimate of the summed loss, from all observed entries and some drawn zeros."""
+        data, draws = self.data, self.settings.num_negatives
+        row, gene, y = data.counts.entries(cells, int(data.counts.observed[step.cells].sum()))
+        if self.settings.objective == "bpr":
+            other = data.counts.draw_zeros(cells[row], draws, generator)
+            pair = row.repeat_interleave(draws)
+            observed = pair_scores(block, self.tower, row, gene, training=True).repeat_interleave(draws)
+            unobserved = pair_scores(block, self.tower, pair, other.view(-1), training=True)
+            weight = self._keeps(cells[row], gene).repeat_interleave(draws) * self._keeps(
+                cells[pair], other.view(-1)
+            )
+            return (ranking_loss(observed, unobserved) * weight).sum(), pair.numel()
+        empty = data.counts.lengths[cells] == 0
+        drawing = torch.cat([row, empty.nonzero()[:, 0]]).sort(stable=True).values
+        zero = data.counts.draw_zeros(cells[drawing], draws, generator).view(-1)
+        lengths = data.counts.lengths[cells]
+        weight = (data.counts.n_genes - lengths) / (draws * lengths.clamp_min(1))
+        row_all = torch.cat([row, drawing.repeat_interleave(draws)])
+        gene_all = torch.cat([gene, zero])
+        weights = torch.cat([torch.ones_like(y), weight[row_all[row.numel() :]]])
+        weights = weights * self._keeps(cells[row_all], gene_all)
+        score = pair_scores(block, self.tower, row_all, gene_all, training=True)
+        dispersion = block.log_dispersion[gene_all] if block.log_dispersion is not None else None
+        target = torch.cat([y, torch.zeros_like(zero, dtype=y.dtype)])
+        loss = entry_loss(score, data.log_size[cells][row_all], target, self.settings, dispersion)
+        return (loss * weights).sum(), cells.numel() * data.counts.n_genes
+
+    def _keeps(self, cells: Tensor, genes: Tensor) -> Tensor | float:
+        return self.data.held_out.keeps(cells, genes) if self.data.held_out else 1.0
+
+    def _decay(self) -> dict[str, Tensor]:
+        """Return the prior precision of every column of every table."""
+        layout, device = self.state.layout, self.data.device
+        prior = self.settings.weight_decay
+        cells = torch.full((layout.size + 1,), prior, device=device)
+        genes = torch.full((layout.gene_columns,), prior, device=device)
+        genes[layout.size :] = 0
+        shifts = torch.full((layout.shift_columns,), 2 * self.settings.shift_penalty, device=device)
+        shifts[-1] = 0
+        tower = torch.full((1,), prior, device=device)
+        return {"cells": cells, "genes": genes, "shifts": shifts, "tower": tower}
+
+    def _update(
+        self, step: Step, rows: dict[str, Rows], leaves: Tables, gradients: Tables, rate: float, pairs: int
+    ) -> None:
+        share_genes = 1.0 if step.genes is None else step.genes.size / self.data.counts.n_genes
+        share_cells = step.cells.size / self.data.dataset.size
+        share = {
+            "cells": share_genes,
+            "genes": share_cells,
+            "shifts": step.cells.size / self.members[step.dataset],
+            "tower": share_cells * share_genes,
+        }
+        for name, gradient in gradients.items():
+            gradient.addcmul_(leaves[name].detach(), self.decay[name], value=share[name])
+        if self.settings.gradient_clip is not None:
+            norm = torch.stack([g.norm() for g in gradients.values()]).norm() / pairs
+            factor = (self.settings.gradient_clip / (norm + 1e-12)).clamp(max=1.0)
+            for gradient in gradients.values():
+                gradient.mul_(factor)
+        for name, gradient in gradients.items():
+            self.state.optimisers[name].update(rows[name], leaves[name], gradient, rate)
+
+    @torch.no_grad()
+    def validation_loss(self) -> float | None:
+        """Return the mean loss of the held-out entries, or ``None`` without any."""
+        data = self.data
+        if data.held_out is None:
+            return None
+        total, pairs = 0.0, 0
+        chunk = max(1, VALIDATION_PAIRS // data.held_out.genes.shape[1])
+        for d in range(data.n_datasets):
+            members = data.held_out.cells[data.dataset[data.held_out.cells] == d]
+            for start in range(0, members.size, chunk):
+                loss, size = self._held_out_loss(d, members[start : start + chunk])
+                total += loss
+                pairs += size
+        return total / max(pairs, 1)
+
+    def _held_out_loss(self, dataset: int, members: NDArray[np.intp]) -> tuple[float, int]:
+        data = self.data
+        assert data.held_out is not None
+        cells, _, rows = self.locate(Step(dataset, members, None))
+        block = self.block({name: opt.table[rows[name]] for name, opt in self.state.optimisers.items()})
+        held = data.held_out.genes[data.held_out.row[cells]]
+        kept = held < data.counts.n_genes
+        position = kept.nonzero()[:, 0]
+        gene = held[kept]
+        y = data.counts.dense(cells, int(data.counts.observed[members].sum()))[position, gene]
+        score = pair_scores(block, self.tower, position, gene)
+        if self.settings.objective == "bpr":
+            return self._held_out_ranking(score, position, y)
+        dispersion = block.log_dispersion[gene] if block.log_dispersion is not None else None
+        loss = entry_loss(score, data.log_size[cells][position], y, self.settings, dispersion)
+        return float(loss.double().sum()), gene.numel()
+
+    @staticmethod
+    def _held_out_ranking(score: Tensor, position: Tensor, y: Tensor) -> tuple[float, int]:
+        """Return the ranking loss of held-out observed entries against held-out zeros of the same cell."""
+        observed, zero = (y > 0).nonzero()[:, 0], (y == 0).nonzero()[:, 0]
+        if not observed.numel() or not zero.numel():
+            return 0.0, 0
+        partner = zero[torch.searchsorted(position[zero], position[observed]).clamp(max=zero.numel() - 1)]
+        same = position[partner] == position[observed]
+        loss = ranking_loss(score[observed], score[partner])[same]
+        return float(loss.double().sum()), int(same.sum())
