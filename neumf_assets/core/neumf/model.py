@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix
 from torch import Tensor
@@ -244,6 +244,23 @@ class NeuMFModel:
         for start in range(0, n_cells, step):
             rows = slice(start, min(start + step, n_cells))
             yield rows, self.predict(rows, corrected=corrected, scale=scale)
+
+    def write_dense(
+        self,
+        folder: Path,
+        dtype: DTypeLike = np.float32,
+        *,
+        corrected: bool = False,
+        scale: Literal["counts", "normalised"] = "counts",
+    ) -> None:
+        """Stream the whole prediction to an AnnData-Zarr store, one block of rows in memory at a time."""
+        from neumf_assets.core.neumf import dense  # anndata and pandas take a second that training can do without
+
+        rows = dense.rows_per_chunk(self.shape[1])
+        blocks = self.predict_blocks(rows, corrected=corrected, scale=scale)
+        dense.write_blocks(
+            folder, blocks, self.cell_names, self.gene_names, chunk_cells=rows, dtype=dtype
+        )
 
     def top_genes(self, cell: int | str, k: int = 10) -> list[tuple[str, float]]:
         """Return the ``k`` genes of a cell (name or position) with the highest prediction, best first."""

@@ -22,144 +22,144 @@ class NeuMFSettings(Settings):
     """
 
     kind: Kind = Field(
-        "neumf", description="gmf: generalised matrix factorisation alone; mlp: the tower alone; neumf: both."
+        default="neumf", description="gmf: generalised matrix factorisation alone; mlp: the tower alone; neumf: both."
     )
     gmf_size: int = Field(
-        50,
+        default=50,
         ge=1,
         le=1024,
         description="Length of the GMF embeddings of cells and genes; 50 as in the notebook.",
     )
     mlp_size: int = Field(
-        50,
+        default=50,
         ge=1,
         le=1024,
         description="Length of the MLP embeddings of cells and genes; 50 as in the notebook.",
     )
     tower: tuple[LayerSize, ...] = Field(
-        (64, 32, 16, 8),
+        default=(64, 32, 16, 8),
         min_length=1,
         max_length=12,
         description="Hidden layers of the MLP, first to last; the tower pattern of He et al., halving each time.",
     )
     dropout: float = Field(
-        0.0,
+        default=0.0,
         ge=0.0,
         lt=1.0,
         description="Dropout after each hidden layer; 0 because it raises held-out deviance.",
     )
     batch_norm: bool = Field(
-        False, description="Batch normalisation of the hidden layers; off: costly, and no gain on counts."
+        default=False, description="Batch normalisation of the hidden layers; off: costly, and no gain on counts."
     )
     objective: Objective = Field(
-        "poisson",
+        default="poisson",
         description="poisson and nb: likelihood of the counts; mse: squared error; "
         "bce: observed or not; bpr: observed genes ranked above unobserved ones.",
     )
     link: Link = Field(
-        "exp", description="Mean = size factor x link(f): exp (log link, clamped), softplus or identity."
+        default="exp", description="Mean = size factor x link(f): exp (log link, clamped), softplus or identity."
     )
     dispersion: Literal["gene", "shared"] = Field(
-        "gene", description="nb only: one dispersion for each gene or one for all."
+        default="gene", description="nb only: one dispersion for each gene or one for all."
     )
     size_factors: bool = Field(
-        True,
+        default=True,
         description="Scale the mean by the cell's total over the median total; off only for the notebook.",
     )
     pairs: Literal["full", "sampled"] = Field(
-        "full",
+        default="full",
         description="full: every entry, a zero is data too (Svensson 2020); sampled: all observed entries and "
         "num_negatives zeros for each, weighted so that the loss stays unbiased.",
     )
     num_negatives: int = Field(
-        4, ge=1, le=1000, description="Zeros drawn for each observed entry (pairs sampled, bpr); 4 as in NCF."
+        default=4, ge=1, le=1000, description="Zeros drawn for each observed entry (pairs sampled, bpr); 4 as in NCF."
     )
     n_genes: int | None = Field(
-        3000,
+        default=3000,
         ge=1,
         description="Train on this many most overdispersed genes (null: all); beyond about 3,000 the rest is "
         "close to Poisson noise.",
     )
-    epochs: int = Field(40, ge=1, le=10_000, description="Passes over all entries, at most.")
+    epochs: int = Field(default=40, ge=1, le=10_000, description="Passes over all entries, at most.")
     learning_rate: float = Field(
-        0.005,
+        default=0.005,
         gt=0,
         le=1,
         description="Adam's step size at its peak; several times NCF's 0.001 since a step "
         "sees a whole block of entries.",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "cosine", description="How the step size falls over the epochs; cosine ends in a low, quiet phase."
+        default="cosine", description="How the step size falls over the epochs; cosine ends in a low, quiet phase."
     )
     warmup: float = Field(
-        0.02, ge=0.0, le=0.5, description="Share of the steps in which the step size rises from 0."
+        default=0.02, ge=0.0, le=0.5, description="Share of the steps in which the step size rises from 0."
     )
     weight_decay: float = Field(
-        1.0,
+        default=1.0,
         ge=0.0,
         le=1e6,
         description="Precision of the Gaussian prior on the embeddings: penalty weight_decay/2 x ||.||^2 beside "
         "the summed loss, so it matters less the more counts a cell or gene has.",
     )
     gradient_clip: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Largest norm of the gradient of a step (null: unclipped; Adam is robust to it).",
     )
     validation_share: float = Field(
-        0.05,
+        default=0.05,
         ge=0.0,
         le=0.5,
         description="Share of the entries of the validation cells held out of training for the validation curve "
         "(0: none).",
     )
     validation_cells: int = Field(
-        1000,
+        default=1000,
         ge=1,
         description="At most this many cells, drawn by seed, hold out entries: enough for a sure curve.",
     )
     patience: int | None = Field(
-        10, ge=1, description="Stop after this many epochs without a better validation loss (null: never)."
+        default=10, ge=1, description="Stop after this many epochs without a better validation loss (null: never)."
     )
     block_cells: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=1_000_000,
         description="Cells of a block (null: by the size of the data and the device).",
     )
     block_genes: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=1_000_000,
         description="Genes of a block (null: all up to 4,096, beyond that equal parts).",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of the tower; auto: bfloat16 where the hardware multiplies it faster."
+        default="auto", description="Arithmetic of the tower; auto: bfloat16 where the hardware multiplies it faster."
     )
     fused: Literal["auto", "off"] = Field(
-        "auto",
+        default="auto",
         description="auto: the fused kernel of the tower where it can be had; off: plain torch operations.",
     )
     pretrain: Literal["none", "gmf", "both"] = Field(
-        "gmf",
+        default="gmf",
         description="neumf only. gmf: the fast GMF branch first, then both together; both: each branch alone, "
         "fused with alpha as in the paper; none: together from the start.",
     )
-    pretrain_epochs: int = Field(20, ge=1, le=10_000, description="Epochs of each branch trained alone.")
+    pretrain_epochs: int = Field(default=20, ge=1, le=10_000, description="Epochs of each branch trained alone.")
     alpha: float = Field(
-        0.5, ge=0.0, le=1.0, description="pretrain both: output weights alpha x GMF and (1 - alpha) x MLP."
+        default=0.5, ge=0.0, le=1.0, description="pretrain both: output weights alpha x GMF and (1 - alpha) x MLP."
     )
     shift_penalty: float = Field(
-        1.0,
+        default=1.0,
         ge=0.0,
         le=1e6,
         description="Several datasets only: penalty lambda x ||v||^2 on a gene's dataset-specific embedding "
         "(LIGER's lambda); larger: less difference between datasets is taken out of the cells.",
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of every random choice.")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads (null: as torch is set).")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of every random choice.")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads (null: as torch is set).")
     checkpoint_seconds: float = Field(
-        60.0, ge=0.0, description="Least time between two checkpoints; 0: after every epoch."
+        default=60.0, ge=0.0, description="Least time between two checkpoints; 0: after every epoch."
     )
 
     @model_validator(mode="after")

@@ -255,7 +255,7 @@ def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) 
     tables = {name: table.to(data.device) for name, table in tables.items()}
     if kind == "neumf" and trained:
         _fuse(layout, tables, trained, settings.alpha)
-    history = [row for earlier in trained.values() for row in earlier.history]
+    history = list(trained.values())[-1].history if trained else []
     statistics = {name: value.to(data.device) for name, value in initial_statistics(layout).items()}
     return new_state(layout, tables, statistics, history)
 
