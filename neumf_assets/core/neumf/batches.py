@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from neumf_assets.core.neumf.fused.tower import SparseTargets
 from neumf_assets.core.neumf.settings import NeuMFSettings
 
 
@@ -50,6 +51,10 @@ class SparseCounts:
         )
         position = torch.arange(total, device=self.device) + (self.indptr[cells] - starts)[row]
         return row, self.indices[position].long(), self.values[position]
+
+    def sparse(self, cells: Tensor) -> SparseTargets:
+        """Return the counts of some cells as they lie, for the fused kernel."""
+        return SparseTargets(self.indptr[cells], self.lengths[cells], self.indices, self.values)
 
     def dense(self, cells: Tensor, total: int, genes: Tensor | None = None) -> Tensor:
         """Return the counts of a block, ``[len(cells), n_genes or len(genes)]``.

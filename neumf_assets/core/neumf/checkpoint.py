@@ -30,7 +30,7 @@ def data_hash(counts: csr_matrix) -> str:
     """Return the SHA-256 of a CSR matrix: shape, structure and values."""
     digest = hashlib.sha256(repr(counts.shape).encode())
     for array, kind in ((counts.indptr, np.int64), (counts.indices, np.int32), (counts.data, np.float32)):
-        digest.update(np.ascontiguousarray(array, dtype=kind))
+        digest.update(np.ascontiguousarray(array, dtype=kind).data)
     return digest.hexdigest()
 
 
@@ -41,7 +41,7 @@ def fingerprint(settings: NeuMFSettings, counts: csr_matrix, dataset: NDArray[np
             FORMAT,
             settings.model_dump(mode="json", exclude=WITHOUT_EFFECT),
             data_hash(counts),
-            hashlib.sha256(np.ascontiguousarray(dataset, dtype=np.int64)).hexdigest(),
+            hashlib.sha256(np.ascontiguousarray(dataset, dtype=np.int64).data).hexdigest(),
             device,
             torch.__version__,
         ]

@@ -46,7 +46,10 @@ def write_blocks(
     with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         anndata.io.write_elem(group, "/", names)
     matrix = group.create_array(
-        "X", shape=(cell_names.size, gene_names.size), chunks=(chunk_cells, gene_names.size), dtype=np.dtype(dtype)
+        "X",
+        shape=(cell_names.size, gene_names.size),
+        chunks=(chunk_cells, gene_names.size),
+        dtype=np.dtype(dtype),
     )
     matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     for rows, values in blocks:

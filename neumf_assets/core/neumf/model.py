@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neumf_assets.core.errors import BadInput, BadSettings
 from neumf_assets.core.neumf.checkpoint import data_hash, publish
-from neumf_assets.core.neumf.network import Block, Layout, Tables, Tower, block_scores, use_bfloat16
+from neumf_assets.core.neumf.network import Block, Layout, Tables, Tower, block_scores
 from neumf_assets.core.neumf.objectives import mean
 from neumf_assets.core.neumf.settings import NeuMFSettings
 
@@ -254,13 +254,13 @@ class NeuMFModel:
         scale: Literal["counts", "normalised"] = "counts",
     ) -> None:
         """Stream the whole prediction to an AnnData-Zarr store, one block of rows in memory at a time."""
-        from neumf_assets.core.neumf import dense  # anndata and pandas take a second that training can do without
+        from neumf_assets.core.neumf import (
+            dense,
+        )  # anndata and pandas take a second that training can do without
 
         rows = dense.rows_per_chunk(self.shape[1])
         blocks = self.predict_blocks(rows, corrected=corrected, scale=scale)
-        dense.write_blocks(
-            folder, blocks, self.cell_names, self.gene_names, chunk_cells=rows, dtype=dtype
-        )
+        dense.write_blocks(folder, blocks, self.cell_names, self.gene_names, chunk_cells=rows, dtype=dtype)
 
     def top_genes(self, cell: int | str, k: int = 10) -> list[tuple[str, float]]:
         """Return the ``k`` genes of a cell (name or position) with the highest prediction, best first."""
@@ -284,7 +284,7 @@ class NeuMFModel:
         self, cells: NDArray[np.intp], genes: Tensor | None, corrected: bool, scale: str
     ) -> NDArray[np.float32]:
         device = self.log_size.device
-        tower = Tower(self.layout, statistics=self.statistics, bfloat16=use_bfloat16(self.settings, device))
+        tower = Tower.of(self.layout, self.settings, self.statistics, device)
         width = self.shape[1] if genes is None else genes.numel()
         result = np.empty((cells.size, width), np.float32)
         datasets = np.zeros_like(cells) if corrected else self.dataset[cells]

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, dropout, linear
 
+from neumf_assets.core.neumf.fused.library import MAX_DEPTH
+from neumf_assets.core.neumf.fused.tower import Precision, available, best_precision, fused_block_forward
 from neumf_assets.core.neumf.settings import NeuMFSettings
 
 Tables = dict[str, Tensor]
@@ -234,12 +236,21 @@ class Tower:
         Running statistics of the normalised layers, updated in place while training.
     bfloat16
         Whether matrix products run in bfloat16.
+    fused
+        Precision of the fused kernel for whole blocks; ``None``: plain operations.
     """
 
     layout: Layout
     dropout: float = 0.0
     statistics: Tables = field(default_factory=dict)
     bfloat16: bool = False
+    fused: Precision | None = None
+
+    @classmethod
+    def of(cls, layout: Layout, settings: NeuMFSettings, statistics: Tables, device: torch.device) -> Tower:
+        """Return the tower that ``settings`` ask for on this device."""
+        bfloat16 = use_bfloat16(settings, device)
+        return cls(layout, settings.dropout, statistics, bfloat16, fused_precision(layout, settings, device))
 
     def __call__(self, block: Block, first: Tensor, training: bool) -> Tensor:
         """Return the MLP's output for pre-activations ``first`` ``[..., h1]``."""
@@ -275,6 +286,12 @@ class Tower:
 def block_scores(block: Block, tower: Tower, training: bool = False) -> Tensor:
     """Return ``f`` of all pairs of a block, ``[B, G]``."""
     score = block.linear_part()
+    if block.layout.mlp and tower.fused and not torch.is_grad_enabled():
+        weights, biases = block.hidden_layers()
+        out = block.parts["out_mlp"]
+        return fused_block_forward(
+            score, *block.first_layer(), weights, biases, out, precision=tower.fused, result=score
+        )
     if block.layout.mlp:
         cell_side, gene_side = block.first_layer()
         score = score + tower(block, cell_side[:, None, :] + gene_side[None, :, :], training)
@@ -297,3 +314,13 @@ def use_bfloat16(settings: NeuMFSettings, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def fused_precision(layout: Layout, settings: NeuMFSettings, device: torch.device) -> Precision | None:
+    """Return the precision in which the fused kernel can run this tower here, ``None`` where it cannot."""
+    plain = settings.dropout == 0 and not layout.batch_norm and 0 < len(layout.tower) <= MAX_DEPTH
+    if settings.fused == "off" or device.type != "cpu" or not plain:
+        return None
+    if settings.precision == "auto":
+        return best_precision()
+    return settings.precision if available(settings.precision)[0] else None

@@ -22,7 +22,8 @@ class NeuMFSettings(Settings):
     """
 
     kind: Kind = Field(
-        default="neumf", description="gmf: generalised matrix factorisation alone; mlp: the tower alone; neumf: both."
+        default="neumf",
+        description="gmf: generalised matrix factorisation alone; mlp: the tower alone; neumf: both.",
     )
     gmf_size: int = Field(
         default=50,
@@ -49,7 +50,8 @@ class NeuMFSettings(Settings):
         description="Dropout after each hidden layer; 0 because it raises held-out deviance.",
     )
     batch_norm: bool = Field(
-        default=False, description="Batch normalisation of the hidden layers; off: costly, and no gain on counts."
+        default=False,
+        description="Batch normalisation of the hidden layers; off: costly, and no gain on counts.",
     )
     objective: Objective = Field(
         default="poisson",
@@ -57,7 +59,8 @@ class NeuMFSettings(Settings):
         "bce: observed or not; bpr: observed genes ranked above unobserved ones.",
     )
     link: Link = Field(
-        default="exp", description="Mean = size factor x link(f): exp (log link, clamped), softplus or identity."
+        default="exp",
+        description="Mean = size factor x link(f): exp (log link, clamped), softplus or identity.",
     )
     dispersion: Literal["gene", "shared"] = Field(
         default="gene", description="nb only: one dispersion for each gene or one for all."
@@ -72,7 +75,10 @@ class NeuMFSettings(Settings):
         "num_negatives zeros for each, weighted so that the loss stays unbiased.",
     )
     num_negatives: int = Field(
-        default=4, ge=1, le=1000, description="Zeros drawn for each observed entry (pairs sampled, bpr); 4 as in NCF."
+        default=4,
+        ge=1,
+        le=1000,
+        description="Zeros drawn for each observed entry (pairs sampled, bpr); 4 as in NCF.",
     )
     n_genes: int | None = Field(
         default=3000,
@@ -89,7 +95,8 @@ class NeuMFSettings(Settings):
         "sees a whole block of entries.",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="cosine", description="How the step size falls over the epochs; cosine ends in a low, quiet phase."
+        default="cosine",
+        description="How the step size falls over the epochs; cosine ends in a low, quiet phase.",
     )
     warmup: float = Field(
         default=0.02, ge=0.0, le=0.5, description="Share of the steps in which the step size rises from 0."
@@ -119,7 +126,9 @@ class NeuMFSettings(Settings):
         description="At most this many cells, drawn by seed, hold out entries: enough for a sure curve.",
     )
     patience: int | None = Field(
-        default=10, ge=1, description="Stop after this many epochs without a better validation loss (null: never)."
+        default=10,
+        ge=1,
+        description="Stop after this many epochs without a better validation loss (null: never).",
     )
     block_cells: int | None = Field(
         default=None,
@@ -134,7 +143,8 @@ class NeuMFSettings(Settings):
         description="Genes of a block (null: all up to 4,096, beyond that equal parts).",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Arithmetic of the tower; auto: bfloat16 where the hardware multiplies it faster."
+        default="auto",
+        description="Arithmetic of the tower; auto: bfloat16 where the hardware multiplies it faster.",
     )
     fused: Literal["auto", "off"] = Field(
         default="auto",
@@ -145,9 +155,14 @@ class NeuMFSettings(Settings):
         description="neumf only. gmf: the fast GMF branch first, then both together; both: each branch alone, "
         "fused with alpha as in the paper; none: together from the start.",
     )
-    pretrain_epochs: int = Field(default=20, ge=1, le=10_000, description="Epochs of each branch trained alone.")
+    pretrain_epochs: int = Field(
+        default=20, ge=1, le=10_000, description="Epochs of each branch trained alone."
+    )
     alpha: float = Field(
-        default=0.5, ge=0.0, le=1.0, description="pretrain both: output weights alpha x GMF and (1 - alpha) x MLP."
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        description="pretrain both: output weights alpha x GMF and (1 - alpha) x MLP.",
     )
     shift_penalty: float = Field(
         default=1.0,
@@ -157,7 +172,9 @@ class NeuMFSettings(Settings):
         "(LIGER's lambda); larger: less difference between datasets is taken out of the cells.",
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of every random choice.")
-    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads (null: as torch is set).")
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads (null: as torch is set)."
+    )
     checkpoint_seconds: float = Field(
         default=60.0, ge=0.0, description="Least time between two checkpoints; 0: after every epoch."
     )

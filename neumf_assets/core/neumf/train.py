@@ -23,6 +23,7 @@ from torch import Tensor
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.batches import HeldOut, Plan, SparseCounts, Step
 from neumf_assets.core.neumf.checkpoint import Checkpoint, fingerprint
+from neumf_assets.core.neumf.fused.tower import fused_block_loss
 from neumf_assets.core.neumf.genes import select_genes, size_factors
 from neumf_assets.core.neumf.model import NeuMFModel, provenance
 from neumf_assets.core.neumf.network import (
@@ -34,7 +35,6 @@ from neumf_assets.core.neumf.network import (
     initial_statistics,
     initial_tables,
     pair_scores,
-    use_bfloat16,
 )
 from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss
 from neumf_assets.core.neumf.optimiser import RowAdam, Rows
@@ -416,9 +416,8 @@ class Stepper:
     def __init__(self, data: Data, state: State, frozen: frozenset[str] = frozenset()) -> None:
         self.data, self.state, self.settings = data, state, data.settings
         self.trained = [name for name in state.optimisers if name not in frozen]
-        self.tower = Tower(
-            state.layout, self.settings.dropout, state.statistics, use_bfloat16(self.settings, data.device)
-        )
+        self.tower = Tower.of(state.layout, self.settings, state.statistics, data.device)
+        self.fused = self._fused()
         self.members = np.bincount(data.dataset, minlength=data.n_datasets)
         self.decay = self._decay()
 
@@ -455,11 +454,36 @@ class Stepper:
     def full_loss(self, block: Block, step: Step, cells: Tensor, genes: Tensor | None) -> tuple[Tensor, int]:
         """Return the summed loss of all entries of a block that are not held out."""
         data = self.data
+        if self.fused and genes is None:
+            return self._fused_loss(block, cells), cells.numel() * data.counts.n_genes
         y = data.counts.dense(cells, int(data.counts.observed[step.cells].sum()), genes)
         mask = data.held_out.mask(cells, genes) if data.held_out else None
         score = block_scores(block, self.tower, training=True)
         loss = entry_loss(score, data.log_size[cells][:, None], y, self.settings, block.log_dispersion)
         return (loss if mask is None else loss * mask).sum(), y.numel()
+
+    def _fused(self) -> bool:
+        """Tell whether the fused kernel knows this objective and link."""
+        link = {"mse": "identity"}.get(self.settings.objective, "exp")
+        known = self.settings.objective == "bce" or self.settings.link == link
+        return self.tower.fused is not None and known
+
+    def _fused_loss(self, block: Block, cells: Tensor) -> Tensor:
+        data = self.data
+        assert self.tower.fused is not None
+        return fused_block_loss(
+            block.linear_part(),
+            *block.first_layer(),
+            *block.hidden_layers(),
+            block.parts["out_mlp"],
+            data.log_size[cells],
+            data.counts.sparse(cells),
+            objective=self.settings.objective,  # type: ignore[arg-type]
+            log_dispersion=block.log_dispersion,
+            held_out=data.held_out.genes[data.held_out.row[cells]] if data.held_out else None,
+            precision=self.tower.fused,
+            overwrite_f0=True,
+        )
 
     def sampled_loss(
         self, block: Block, step: Step, cells: Tensor, generator: torch.Generator
@@ -472,9 +496,8 @@ class Stepper:
             pair = row.repeat_interleave(draws)
             observed = pair_scores(block, self.tower, row, gene, training=True).repeat_interleave(draws)
             unobserved = pair_scores(block, self.tower, pair, other.view(-1), training=True)
-            weight = self._keeps(cells[row], gene).repeat_interleave(draws) * self._keeps(
-                cells[pair], other.view(-1)
-            )
+            kept = self._keeps(cells[row], gene).repeat_interleave(draws)
+            weight = kept * self._keeps(cells[pair], other.view(-1))
             return (ranking_loss(observed, unobserved) * weight).sum(), pair.numel()
         empty = data.counts.lengths[cells] == 0
         drawing = torch.cat([row, empty.nonzero()[:, 0]]).sort(stable=True).values
@@ -491,8 +514,10 @@ class Stepper:
         loss = entry_loss(score, data.log_size[cells][row_all], target, self.settings, dispersion)
         return (loss * weights).sum(), cells.numel() * data.counts.n_genes
 
-    def _keeps(self, cells: Tensor, genes: Tensor) -> Tensor | float:
-        return self.data.held_out.keeps(cells, genes) if self.data.held_out else 1.0
+    def _keeps(self, cells: Tensor, genes: Tensor) -> Tensor:
+        if self.data.held_out is None:
+            return torch.ones(genes.shape, device=genes.device)
+        return self.data.held_out.keeps(cells, genes)
 
     def _decay(self) -> dict[str, Tensor]:
         """Return the prior precision of every column of every table."""
