@@ -1,0 +1,151 @@
+"""Builds the kernel with the system's C++ compiler on first use, keeps it in a cache, and loads it.
+
+The sources beside this module need nothing but a C++17 compiler; the library is called through plain pointers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+MAX_DEPTH = 5
+FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
+NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
+BUILD_SECONDS = 300
+SOURCES = ("kernel.cpp", "block.h", "simd.h", "objective.h", "float32.h")
+
+
+class KernelUnavailable(RuntimeError):
+    """The kernel cannot be built, loaded or trusted here; its text says why."""
+
+
+class Block(ctypes.Structure):
+    """Mirror of ``struct Block`` in ``block.h``: same fields, same order."""
+
+    _fields_ = (
+        ("cells", ctypes.c_int64),
+        ("genes", ctypes.c_int64),
+        ("depth", ctypes.c_int32),
+        ("width", ctypes.c_int32 * MAX_DEPTH),
+        ("objective", ctypes.c_int32),
+        ("precision", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("max_log_mean", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("f0", ctypes.c_void_p),
+        ("a", ctypes.c_void_p),
+        ("c", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p * MAX_DEPTH),
+        ("bias", ctypes.c_void_p * MAX_DEPTH),
+        ("out", ctypes.c_void_p),
+        ("log_size", ctypes.c_void_p),
+        ("log_dispersion", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("y_start", ctypes.c_void_p),
+        ("y_length", ctypes.c_void_p),
+        ("y_index", ctypes.c_void_p),
+        ("y_value", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("held_out", ctypes.c_void_p),
+        ("held_out_width", ctypes.c_int64),
+        ("loss", ctypes.c_double),
+        ("f", ctypes.c_void_p),
+        ("da", ctypes.c_void_p),
+        ("dc", ctypes.c_void_p),
+        ("dweight", ctypes.c_void_p * MAX_DEPTH),
+        ("dbias", ctypes.c_void_p * MAX_DEPTH),
+        ("dout", ctypes.c_void_p),
+        ("dlog_dispersion", ctypes.c_void_p),
+    )
+
+
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler: ``$CXX``, else ``c++``, ``g++`` or ``clang++``; None without one."""
+    chosen = os.environ.get("CXX")
+    names = (chosen,) if chosen else ("c++", "g++", "clang++")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def cache_folder() -> Path:
+    """Return where built kernels are kept: below ``$NEUMF_HOME`` if set, else in the user's cache."""
+    home = os.environ.get("NEUMF_HOME")
+    if home:
+        return Path(home) / "cache" / "fused"
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "neumf-assets" / "fused"
+
+
+def cpu_features() -> str:
+    """Return what tells CPUs apart that need different builds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("vendor_id", "model name", "model", "flags", "Features")
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    return "\n".join(value for key, value in found.items() if key.strip() in wanted)
+
+
+def build(compiler: str, folder: Path) -> Path:
+    """Return the kernel built by ``compiler`` for this CPU, from ``folder`` if it is there already.
+
+    Builds go to a name of their own and are renamed, so that any number may run at once.
+    """
+    source = Path(__file__).parent
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
+    key = hashlib.sha256(repr((version, cpu_features(), FLAGS, NATIVE_FLAGS)).encode())
+    for name in SOURCES:
+        key.update((source / name).read_bytes())
+    library = folder / f"kernel-{key.hexdigest()[:32]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        target = Path(work) / library.name
+        for native in NATIVE_FLAGS:
+            command = [compiler, *FLAGS, *native, str(source / "kernel.cpp"), "-o", str(target)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
+            if done.returncode == 0:
+                target.replace(library)
+                return library
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    raise KernelUnavailable(f"{compiler} could not build the kernel: {last}")
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """Build the kernel if need be and load it, once per process.
+
+    Raises
+    ------
+    KernelUnavailable
+        No compiler, a failed build, or a library that does not fit this module.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise KernelUnavailable("no C++ compiler found (CXX, c++, g++ or clang++)")
+    try:
+        library = ctypes.CDLL(str(build(compiler, cache_folder())))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelUnavailable(f"the kernel could not be built or loaded: {error}") from error
+    library.fused_block.argtypes = [ctypes.POINTER(Block)]
+    library.fused_block.restype = ctypes.c_int32
+    library.fused_block_size.restype = ctypes.c_int64
+    library.fused_supports.argtypes = [ctypes.c_int32]
+    library.fused_supports.restype = ctypes.c_int32
+    if library.fused_block_size() != ctypes.sizeof(Block):
+        raise KernelUnavailable("the kernel's block differs from this module's")
+    return library
