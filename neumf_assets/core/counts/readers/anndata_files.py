@@ -1,0 +1,169 @@
+"""AnnData on disk: h5ad and Zarr, which hold the same elements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from neumf_assets.core.counts.readers.hdf5 import AGAIN
+from neumf_assets.core.counts.readers.matrix import (
+    RawMatrix,
+    check_names,
+    dense_to_csr,
+    read_vector,
+    sparse_from_arrays,
+)
+from neumf_assets.core.errors import BadInput
+
+_LARGE_ENOUGH = 1 << 25
+_DENSEST = 2000
+_SAMPLE = 100_000
+
+
+def read_anndata(store: Any, given: str, layer: str | None, format_name: str) -> RawMatrix:
+    """Read one matrix of an AnnData store with the names and columns of its cells.
+
+    Only what is needed is read: a file may hold much more than fits in memory.
+
+    Parameters
+    ----------
+    store
+        An open h5py file or Zarr group.
+    given
+        Path or URL for messages.
+    layer
+        None for ``X``, ``"raw"`` for ``raw.X``, else the name of a layer.
+    format_name
+        For the provenance.
+
+    Raises
+    ------
+    BadInput
+        When the matrix is missing or contradicts its names.
+    """
+    place, genes_place = _places(store, given, layer)
+    obs, var = _frame(store, "obs", given), _frame(store, genes_place, given)
+    matrix = _matrix(store[place], given, place)
+    notes: dict[str, str | int | float] = {"orientation": "cells_by_genes", "layer": layer or "X"}
+    if whole := _whole_numbers_elsewhere(store, place):
+        notes["whole_numbers_in"] = whole
+    identifiers = [name for name in ("gene_ids", "gene_id", "ensembl_id") if name in var.columns]
+    return RawMatrix(
+        X=matrix,
+        cells=check_names(obs.index.astype(str), matrix.shape[0], "cells", given),
+        genes=check_names(_gene_names(var), matrix.shape[1], "genes", given),
+        format=format_name,
+        gene_ids=var[identifiers[0]].astype(str).to_numpy(dtype=object) if identifiers else None,
+        obs=obs,
+        notes=notes,
+    )
+
+
+@contextmanager
+def opened_zarr(path: Path, given: str) -> Iterator[Any]:
+    """Open a Zarr store (format 2 or 3) for reading; whatever goes wrong while it is read becomes `BadInput`."""
+    import zarr
+
+    _check_metadata(path, given)
+    try:
+        yield zarr.open_group(str(path), mode="r", use_consolidated=False)
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:  # Zarr and its codecs raise nearly every kind on damaged stores
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise BadInput(given, "", f"the Zarr store is damaged or incomplete ({reason})", AGAIN) from error
+
+
+def _check_metadata(path: Path, given: str) -> None:
+    """Refuse codecs that would unpickle, and arrays that claim to be far larger than the store."""
+    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    for file in sorted([*path.rglob(".zarray"), *path.rglob("zarr.json")]):
+        place = file.relative_to(path).as_posix()
+        try:
+            metadata = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise BadInput(given, place, "is no JSON", AGAIN) from error
+        if not isinstance(metadata, dict):
+            raise BadInput(given, place, "is not the metadata of an array or group", AGAIN)
+        if "pickle" in json.dumps({**metadata, "attributes": None, "consolidated_metadata": None}).lower():
+            raise BadInput(given, place, "is pickled, which is never loaded", "Write the store with anndata")
+        shape = metadata.get("shape", [])
+        sizes = shape if isinstance(shape, list) else [shape]
+        if not all(isinstance(size, int) and size >= 0 for size in sizes):
+            raise BadInput(given, place, f"the shape {shape!r} is none", AGAIN)
+        entries = float(np.prod([float(size) for size in sizes])) if sizes else 1.0
+        if entries * 8 > max(_LARGE_ENOUGH, _DENSEST * stored):
+            raise BadInput(
+                given, place, f"claims {entries:.3g} entries in a store of {stored / 2**20:.1f} MiB", AGAIN
+            )
+
+
+def _places(store: Any, given: str, layer: str | None) -> tuple[str, str]:
+    """Where the matrix lies and where its genes are described."""
+    place, genes = {None: ("X", "var"), "raw": ("raw/X", "raw/var")}.get(layer, (f"layers/{layer}", "var"))
+    if place in store and genes in store:
+        return place, genes
+    layers = [*(["raw"] if "raw/X" in store else []), *(store["layers"] if "layers" in store else [])]
+    there = ", ".join(map(repr, layers)) or "none"
+    raise BadInput(
+        given,
+        place,
+        f"is missing (other matrices: {there})",
+        "Correct layer in the settings, or export it again",
+    )
+
+
+def _frame(store: Any, place: str, given: str) -> pd.DataFrame:
+    frame = ad.io.read_elem(store[place])
+    if not isinstance(frame, pd.DataFrame):
+        raise BadInput(
+            given, place, "is not a table as anndata 0.7 and later write it", "Open and write it with anndata"
+        )
+    return frame
+
+
+def _gene_names(var: pd.DataFrame) -> Any:
+    """Return the names before anndata or an earlier reading made them unique, where the file kept them."""
+    return (var["original_name"] if "original_name" in var.columns else var.index).astype(str)
+
+
+def _matrix(element: Any, given: str, place: str) -> sparse.csr_matrix:
+    if hasattr(element, "ndim"):
+        return dense_to_csr(element, given, place)
+    encoding = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
+    shape = element.attrs.get("shape", element.attrs.get("h5sparse_shape", ()))
+    layout = str(encoding).removesuffix("_matrix")
+    if layout not in ("csr", "csc") or len(shape) != 2:
+        raise BadInput(
+            given, place, f"is no matrix that can be read ({encoding!r})", "Save it as CSR or dense"
+        )
+    rows, columns = (int(size) for size in shape)
+    vectors = [read_vector(element[name], given, f"{place}/{name}") for name in ("data", "indices", "indptr")]
+    major, minor = (rows, columns) if layout == "csr" else (columns, rows)
+    compressed = sparse_from_arrays(vectors[0], vectors[1], vectors[2], major, minor, given, place)
+    return compressed if layout == "csr" else compressed.T.tocsr()
+
+
+def _whole_numbers_elsewhere(store: Any, place: str) -> str:
+    """Name another matrix of the store that begins with whole numbers, for the mend of a normalised one."""
+    others = {
+        "raw": "raw/X",
+        **{name: f"layers/{name}" for name in (store["layers"] if "layers" in store else ())},
+    }
+    for name, other in others.items():
+        if other == place or other not in store:
+            continue
+        element = store[other]
+        data = element[:100] if hasattr(element, "ndim") else element["data"][:_SAMPLE]
+        values = np.asarray(data)
+        if values.dtype.kind in "iuf" and values.size and (np.rint(values) == values).all():
+            return str(name)
+    return ""

@@ -1,0 +1,238 @@
+"""HDF5 files: opening them safely, telling the formats apart, and the two of 10x and loom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from neumf_assets.core.counts.readers.market import keep_gene_expression
+from neumf_assets.core.counts.readers.matrix import (
+    Names,
+    RawMatrix,
+    check_names,
+    dense_to_csr,
+    read_vector,
+    sparse_from_arrays,
+)
+from neumf_assets.core.errors import BadInput
+
+AGAIN = "Copy or export it again"
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_ALWAYS_FINE = 1 << 25
+_DENSEST = 2000
+"""No compressor in use packs counts or names more than about this tightly."""
+
+
+@contextmanager
+def opened(path: Path, given: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading.
+
+    Whatever the HDF5 library finds wrong later, while the file is being read, is turned into `BadInput`
+    too: a damaged file can fail at any access.
+    """
+    with path.open("rb") as head:
+        magic = head.read(len(_MAGIC))
+    if not magic:
+        raise BadInput(given, "", "the file is empty", AGAIN)
+    if magic != _MAGIC:
+        raise BadInput(given, "", "is not an HDF5 file", "Check the ending; copy or export it again")
+    try:
+        with h5py.File(path, "r") as file:
+            check_sizes(file, path.stat().st_size, given)
+            yield file
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:  # h5py and anndata raise nearly every kind on damaged files
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        truncated = "truncated" in reason
+        problem = "the file is cut short" if truncated else f"the file is damaged or incomplete ({reason})"
+        raise BadInput(given, "", problem, AGAIN) from error
+
+
+def check_sizes(group: h5py.Group, stored: int, given: str) -> None:
+    """Refuse data sets that claim to be far larger than the file, before memory is asked for.
+
+    Raises
+    ------
+    BadInput
+        Also on data kept outside the file, which a copied file would not carry along.
+    """
+
+    def check(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.external or item.is_virtual:
+            raise BadInput(given, name, "keeps its values in another file", "Export it into one file")
+        if item.dtype.kind != "V" and item.size and item.nbytes > max(_ALWAYS_FINE, _DENSEST * stored):
+            raise BadInput(
+                given,
+                name,
+                f"claims {item.nbytes / 2**30:.1f} GiB in a file of {stored / 2**20:.1f} MiB",
+                AGAIN,
+            )
+
+    group.visititems(check)
+
+
+def kind_of(file: h5py.File) -> str:
+    """Tell the format of an open HDF5 file: ``h5ad``, ``10x v3``, ``10x v2``, ``loom`` or "" (none of them)."""
+    if "X" in file and "obs" in file and "var" in file:
+        return "h5ad"
+    matrix = file.get("matrix")
+    if isinstance(matrix, h5py.Group) and "features" in matrix:
+        return "10x v3"
+    if isinstance(matrix, h5py.Dataset) and "row_attrs" in file and "col_attrs" in file:
+        return "loom"
+    return "10x v2" if _genomes(file) else ""
+
+
+def read_tenx_v3(file: h5py.File, given: str) -> RawMatrix:
+    """Read Cell Ranger's HDF5 format of version 3 and later.
+
+    Raises
+    ------
+    BadInput
+        When parts are missing or contradict each other.
+    """
+    group, features = file["matrix"], file["matrix/features"]
+    raw = _tenx_matrix(group, given)
+    raw.genes = check_names(text(features["name"], given), raw.X.shape[1], "genes", given)
+    raw.gene_ids = check_names(text(features["id"], given), raw.X.shape[1], "genes", given)
+    raw.format = "10x HDF5 v3"
+    if "feature_type" in features:
+        types = check_names(text(features["feature_type"], given), raw.X.shape[1], "genes", given)
+        keep_gene_expression(raw, types, given)
+    return raw
+
+
+def read_tenx_v2(file: h5py.File, given: str) -> RawMatrix:
+    """Read Cell Ranger's HDF5 format of version 2: one group per genome, joined along the genes.
+
+    Raises
+    ------
+    BadInput
+        When parts are missing or contradict each other.
+    """
+    parts = []
+    for genome in _genomes(file):
+        raw = _tenx_matrix(file[genome], given)
+        raw.genes = check_names(text(file[genome]["gene_names"], given), raw.X.shape[1], "genes", given)
+        raw.gene_ids = check_names(text(file[genome]["genes"], given), raw.X.shape[1], "genes", given)
+        parts.append(raw)
+    first = parts[0]
+    if any(not np.array_equal(first.cells, other.cells) for other in parts[1:]):
+        raise BadInput(
+            given, "barcodes", "the genomes hold different cells", "Export one file for each genome"
+        )
+    return RawMatrix(
+        X=sparse.hstack([part.X for part in parts], format="csr") if len(parts) > 1 else first.X,
+        cells=first.cells,
+        genes=np.concatenate([part.genes for part in parts]),
+        format="10x HDF5 v2",
+        rows="genes",
+        gene_ids=np.concatenate([part.gene_ids for part in parts if part.gene_ids is not None]),
+        notes={"orientation": "genes_by_cells", "genomes": len(parts)},
+    )
+
+
+def read_loom(file: h5py.File, given: str, layer: str | None) -> RawMatrix:
+    """Read a loom file: genes × cells, dense, in blocks of rows.
+
+    Raises
+    ------
+    BadInput
+        When the layer or the names are missing, or contradict the matrix.
+    """
+    if layer and f"layers/{layer}" not in file:
+        there = ", ".join(map(repr, file.get("layers", {}))) or "none"
+        raise BadInput(
+            given, "layers", f"there is no layer {layer!r} (there are: {there})", "Correct the setting"
+        )
+    place = f"layers/{layer}" if layer else "matrix"
+    matrix = dense_to_csr(file[place], given, place).T.tocsr()
+    cell_names = _attribute(
+        file["col_attrs"], ("CellID", "obs_names", "cell_names", "barcode", "Barcode"), given
+    )
+    gene_names = _attribute(
+        file["row_attrs"], ("Gene", "var_names", "gene_names", "Symbol", "Accession"), given
+    )
+    accession = file["row_attrs"].get("Accession")
+    columns = {
+        name: text(values, given)
+        for name, values in file["col_attrs"].items()
+        if isinstance(values, h5py.Dataset) and values.shape == (matrix.shape[0],) and _is_text(values)
+    }
+    return RawMatrix(
+        X=matrix,
+        cells=check_names(cell_names, matrix.shape[0], "cells", given),
+        genes=check_names(gene_names, matrix.shape[1], "genes", given),
+        format="loom",
+        rows="genes",
+        gene_ids=None
+        if accession is None
+        else check_names(text(accession, given), matrix.shape[1], "genes", given),
+        obs=pd.DataFrame(columns),
+        notes={"orientation": "genes_by_cells", "layer": layer or "matrix"},
+    )
+
+
+def text(values: h5py.Dataset, given: str) -> Names:
+    """Read a list of names.
+
+    Raises
+    ------
+    BadInput
+        When it is no list of text.
+    """
+    if not isinstance(values, h5py.Dataset) or values.ndim != 1 or not _is_text(values):
+        raise BadInput(given, str(values.name), "is no list of names", AGAIN)
+    return np.asarray(values.asstr()[...], dtype=object)
+
+
+def _is_text(values: h5py.Dataset) -> bool:
+    return h5py.check_string_dtype(values.dtype) is not None
+
+
+def _genomes(file: h5py.File) -> list[str]:
+    wanted = {"barcodes", "genes", "gene_names", "data", "indices", "indptr"}
+    return sorted(name for name, item in file.items() if isinstance(item, h5py.Group) and wanted <= set(item))
+
+
+def _tenx_matrix(group: h5py.Group, given: str) -> RawMatrix:
+    place = str(group.name)
+    missing = {"barcodes", "data", "indices", "indptr", "shape"} - set(group)
+    if missing:
+        raise BadInput(given, place, f"{min(missing)} is missing", AGAIN)
+    shape = read_vector(group["shape"], given, f"{place}/shape")
+    if len(shape) != 2 or (shape < 0).any():
+        raise BadInput(given, f"{place}/shape", "is not a number of genes and of cells", AGAIN)
+    genes, cells = (int(size) for size in shape)
+    vectors = [read_vector(group[name], given, f"{place}/{name}") for name in ("data", "indices", "indptr")]
+    matrix = sparse_from_arrays(vectors[0], vectors[1], vectors[2], cells, genes, given, place)
+    return RawMatrix(
+        X=matrix,
+        cells=check_names(text(group["barcodes"], given), cells, "cells", given),
+        genes=np.empty(0, dtype=object),
+        format="10x HDF5",
+        rows="genes",
+        notes={"orientation": "genes_by_cells"},
+    )
+
+
+def _attribute(group: Any, names: tuple[str, ...], given: str) -> Names:
+    for name in names:
+        if name in group:
+            return text(group[name], given)
+    raise BadInput(
+        given,
+        str(group.name),
+        f"holds none of {', '.join(names)}",
+        f"Add the names as {names[0]!r} and write it again",
+    )

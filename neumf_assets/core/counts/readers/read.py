@@ -1,0 +1,130 @@
+"""One door to all formats: `read_counts`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import polars as pl
+
+from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels
+from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_anndata
+from neumf_assets.core.counts.readers.delimited import read_delimited
+from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
+from neumf_assets.core.counts.readers.market import read_market
+from neumf_assets.core.counts.readers.matrix import RawMatrix
+from neumf_assets.core.counts.readers.source import Source, fetched
+from neumf_assets.core.counts.settings import ReadSettings
+from neumf_assets.core.counts.validate import validated
+from neumf_assets.core.errors import BadInput
+
+_HDF5 = (".h5", ".hdf5", ".h5ad", ".loom")
+_HDF5_MAGIC = b"\x89HDF"
+
+
+def read_counts(
+    source: str | Path,
+    settings: ReadSettings | None = None,
+    *,
+    name: str | None = None,
+    labels: str | Path | None = None,
+) -> ad.AnnData:
+    """Read the counts of one dataset.
+
+    Parameters
+    ----------
+    source
+        Path or URL of a CSV or TSV (plain or gzip), a Matrix Market folder or file of a prefixed triple, a
+        10x HDF5, h5ad or loom file, or an AnnData-Zarr folder. The content decides what it is.
+    settings
+        Orientation, layer, label columns, expected digests, limits. Default: `ReadSettings()`.
+    name
+        Name of the dataset; default is the file's up to its first dot.
+    labels
+        Path or URL of a labels file; default is ``NAME.labels.csv`` beside a local ``source``, where there
+        is one.
+
+    Returns
+    -------
+    anndata.AnnData
+        ``X``: CSR, cells × genes, int32 counts (float32 where ``allow_normalised`` let fractions in).
+        ``obs``: label columns, categorical, NaN = unlabelled. ``var["original_name"]``: gene names as in the
+        file; ``var_names``: the same made unique; ``var["gene_ids"]``: accessions, where the file has them.
+        ``uns["provenance"]``: ``source``, ``name``, ``sha256``, ``bytes``, ``format``, ``orientation``,
+        ``cells`` and ``genes`` of the whole file, ``gene_names_made_unique``, ``read_seconds`` and what
+        else is known.
+
+    Raises
+    ------
+    BadInput
+        When the file cannot be used; nothing has been written then.
+    """
+    settings = settings or ReadSettings()
+    begin = time.perf_counter()
+    with fetched(source, name, labels, settings.sha256) as files:
+        table = read_labels(files.labels, files.labels_given) if files.labels else None
+        raw = _read(files, settings, table)
+        adata = validated(raw, files.given, settings)
+        adata.obs = cell_labels(
+            raw.cells, raw.obs, table, settings.label_columns, files.given, files.labels_given
+        )
+        adata.uns["provenance"] = {
+            "source": files.given,
+            "name": files.name,
+            "sha256": files.sha256,
+            "bytes": files.bytes,
+            "format": raw.format,
+            "cells": adata.n_obs,
+            "genes": adata.n_vars,
+            "gene_names_made_unique": int((adata.var_names != adata.var["original_name"]).sum()),
+            "labels": files.labels_given,
+            **raw.notes,
+        }
+    adata = _limited(adata, settings)
+    adata.uns["provenance"]["read_seconds"] = time.perf_counter() - begin
+    return adata
+
+
+def _read(files: Source, settings: ReadSettings, labels: pl.DataFrame | None) -> RawMatrix:
+    if files.triple:
+        return read_market(files.path, files.triple, files.given, settings.orientation)
+    if files.path.is_dir():
+        with opened_zarr(files.path, files.given) as store:
+            return read_anndata(store, files.given, settings.layer, "AnnData-Zarr")
+    with files.path.open("rb") as head:
+        is_hdf5 = head.read(len(_HDF5_MAGIC)) == _HDF5_MAGIC
+    if is_hdf5 or files.path.name.lower().endswith(_HDF5):
+        return _read_hdf5(files, settings)
+    labelled = np.asarray(labels[CELL].to_list(), dtype=object) if labels is not None else None
+    return read_delimited(files.path, files.given, settings.orientation, labelled)
+
+
+def _read_hdf5(files: Source, settings: ReadSettings) -> RawMatrix:
+    with opened(files.path, files.given) as file:
+        kind = kind_of(file)
+        if kind == "h5ad":
+            return read_anndata(file, files.given, settings.layer, "h5ad")
+        if kind == "loom":
+            return read_loom(file, files.given, settings.layer)
+        if kind == "10x v3":
+            return read_tenx_v3(file, files.given)
+        if kind == "10x v2":
+            return read_tenx_v2(file, files.given)
+        raise BadInput(
+            files.given,
+            "",
+            f"is an HDF5 file of no known kind (it holds {', '.join(map(repr, list(file)[:5])) or 'nothing'})",
+            "Known are AnnData, loom and 10x; convert it",
+        )
+
+
+def _limited(adata: ad.AnnData, settings: ReadSettings) -> ad.AnnData:
+    """Draw at most ``max_cells`` cells and ``max_genes`` genes, in the order of the file."""
+    rng = np.random.default_rng(settings.seed)
+    for axis, limit in ((0, settings.max_cells), (1, settings.max_genes)):
+        if limit is not None and limit < adata.shape[axis]:
+            drawn = np.sort(rng.choice(adata.shape[axis], limit, replace=False))
+            adata = adata[drawn].copy() if axis == 0 else adata[:, drawn].copy()
+    return adata

@@ -1,0 +1,185 @@
+"""The one form that all readers lead to, and the refusal of whatever cannot be brought into it."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from neumf_assets.core.counts.readers.matrix import Names, RawMatrix, slices
+from neumf_assets.core.counts.settings import ReadSettings
+from neumf_assets.core.errors import BadInput
+
+_LARGEST = np.iinfo(np.int32).max
+_SAME_TOTAL = 1e-3
+
+
+def validated(raw: RawMatrix, file: str, settings: ReadSettings) -> ad.AnnData:
+    """Check a matrix and bring it into the form that everything after the readers relies on.
+
+    Parameters
+    ----------
+    raw
+        The matrix as read.
+    file
+        Path or URL for messages.
+    settings
+        ``allow_normalised`` decides about values that are no whole numbers.
+
+    Returns
+    -------
+    anndata.AnnData
+        ``X``: CSR, cells × genes, sorted, without stored zeros; int32, or float32 where
+        ``allow_normalised`` let fractions in. ``obs_names`` and ``var_names`` unique;
+        ``var["original_name"]`` as in the file, ``var["gene_ids"]`` where the file has accessions.
+
+    Raises
+    ------
+    BadInput
+        On an empty matrix, names that are missing or (cells) repeated, and entries that are negative, not
+        finite, not whole, or too large.
+    """
+    cells, genes = raw.X.shape
+    if not cells or not genes:
+        raise BadInput(file, "", f"holds {cells} cells and {genes} genes", "Export it again with both")
+    _check_cells(raw.cells, file)
+    _check_genes(raw.genes, file)
+    X = _tidy(raw.X)
+    _refuse_entries(X, raw, file)
+    if _is_whole(X.data):
+        _refuse_large(X, raw, file)
+        X.data = X.data.astype(np.int32, copy=False)
+    elif settings.allow_normalised:
+        X.data = X.data.astype(np.float32, copy=False)
+    else:
+        raise _not_counts(X, raw, file)
+    var = pd.DataFrame({"original_name": raw.genes}, index=pd.Index(raw.genes, dtype=object))
+    if raw.gene_ids is not None:
+        var["gene_ids"] = raw.gene_ids
+    obs = pd.DataFrame(index=pd.Index(raw.cells, dtype=object))
+    adata = ad.AnnData(X=X, obs=obs)
+    adata.var = _unique(var)
+    return adata
+
+
+def _unique(var: pd.DataFrame) -> pd.DataFrame:
+    if not var.index.is_unique:
+        var.index = ad.utils.make_index_unique(var.index)
+    return var
+
+
+def _check_cells(names: Names, file: str) -> None:
+    index = pd.Index(names)
+    mend = "Give every cell its own name, for example by adding the sample to the barcode"
+    empty = index == ""
+    if empty.any():
+        raise BadInput(file, f"cell {int(empty.argmax()) + 1}", "has no name", mend)
+    repeated = index.duplicated()
+    if repeated.any():
+        second = int(repeated.argmax())
+        first = int((index == index[second]).argmax())
+        raise BadInput(
+            file, f"cells {first + 1} and {second + 1}", f"both are called {index[second]!r}", mend
+        )
+
+
+def _check_genes(names: Names, file: str) -> None:
+    empty = pd.Index(names) == ""
+    if empty.any():
+        raise BadInput(file, f"gene {int(empty.argmax()) + 1}", "has no name", "Name it, or take it out")
+
+
+def _tidy(X: sparse.csr_matrix) -> sparse.csr_matrix:
+    if X.dtype.kind == "b":
+        X = X.astype(np.int32)
+    elif X.dtype == np.float16:
+        X = X.astype(np.float32)
+    if not X.has_canonical_format:
+        X.sum_duplicates()
+    X.eliminate_zeros()
+    return X
+
+
+def _refuse_entries(X: sparse.csr_matrix, raw: RawMatrix, file: str) -> None:
+    """Refuse negative and infinite entries and such that are no number."""
+    if X.dtype.kind == "u":
+        return
+    for part in slices(X.nnz):
+        data = X.data[part]
+        good = data > 0
+        if X.dtype.kind == "f":
+            good &= np.isfinite(data)
+        if good.all():
+            continue
+        at = part.start + int(np.argmin(good))
+        value = X.data[at]
+        kind = (
+            "is not a number (NaN)"
+            if np.isnan(value)
+            else "is infinite"
+            if np.isinf(value)
+            else "is negative"
+        )
+        raise BadInput(
+            file,
+            _where(X, at, raw),
+            f"the entry {value:g} {kind}" if np.isfinite(value) else f"the entry {kind}",
+            "Counts are whole numbers from 0 up: export the raw counts, and put 0 where nothing was seen",
+        )
+
+
+def _refuse_large(X: sparse.csr_matrix, raw: RawMatrix, file: str) -> None:
+    if X.nnz and X.data.max() > _LARGEST:
+        at = int(X.data.argmax())
+        raise BadInput(
+            file,
+            _where(X, at, raw),
+            f"the entry {X.data[at]:g} is larger than {_LARGEST}",
+            "This is no count",
+        )
+
+
+def _where(X: sparse.csr_matrix, at: int, raw: RawMatrix) -> str:
+    cell = int(np.searchsorted(X.indptr, at, side="right")) - 1
+    return raw.place(cell, int(X.indices[at]))
+
+
+def _is_whole(data: NDArray[np.generic]) -> bool:
+    if data.dtype.kind in "iu":
+        return True
+    return all(bool((np.rint(data[part]) == data[part]).all()) for part in slices(len(data)))
+
+
+def _not_counts(X: sparse.csr_matrix, raw: RawMatrix, file: str) -> BadInput:
+    """Say what the values look like: normalised, log-normalised, or fractional counts."""
+    fractional = np.rint(X.data) != X.data
+    at = int(fractional.argmax())
+    with np.errstate(over="ignore"):
+        back = sparse.csr_matrix((np.expm1(X.data.astype(np.float64)), X.indices, X.indptr), shape=X.shape)
+    total, log_total = _common_total(X), _common_total(back)
+    if total:
+        kind = f"the values are normalised (every cell adds up to {total:g})"
+    elif log_total:
+        kind = f"the values are log-normalised (every cell adds up to {log_total:g} after expm1)"
+    else:
+        kind = f"{fractional.mean():.1%} of the values are no whole numbers"
+    hint = str(raw.notes.get("whole_numbers_in", ""))
+    return BadInput(
+        file,
+        _where(X, at, raw),
+        f"the entry is {X.data[at]:g}: {kind}",
+        (f"Set layer: {hint}, which holds whole numbers" if hint else "Give the raw counts")
+        + ", or set allow_normalised: true",
+    )
+
+
+def _common_total(X: sparse.csr_matrix) -> float:
+    """Return the total that all cells with counts share; 0 when they differ."""
+    totals = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
+    totals = totals[totals > 0]
+    if len(totals) < 2 or not np.isfinite(totals).all():
+        return 0.0
+    middle = float(np.median(totals))
+    return middle if np.abs(totals / middle - 1).max() < _SAME_TOTAL else 0.0
