@@ -1,6 +1,7 @@
 """Builds the kernel with the system's C++ compiler on first use, keeps it in a cache, and loads it.
 
-The sources beside this module need nothing but a C++17 compiler; the library is called through plain pointers.
+The sources beside this module need nothing but a C++17 compiler; the library is called through
+plain pointers.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Block(ctypes.Structure):
 
 
 def find_compiler() -> str | None:
-    """Return the path of the C++ compiler: ``$CXX``, else ``c++``, ``g++`` or ``clang++``; None without one."""
+    """Return the path of the C++ compiler: ``$CXX``, else ``c++``, ``g++`` or ``clang++``, if any."""
     chosen = os.environ.get("CXX")
     names = (chosen,) if chosen else ("c++", "g++", "clang++")
     return next((path for name in names if (path := shutil.which(name))), None)

@@ -1,8 +1,8 @@
 """Loss, gradients and prediction of a block through the fused kernel, as PyTorch operations.
 
-For cells ``b`` and genes ``g`` of a block: ``h1 = relu(a[b] + c[g])`` (the first layer separates into a cell and a
-gene side), ``h2 = relu(W2 h1 + b2)`` and so on, ``f = f0[b, g] + out . hL``. No array larger than the block itself
-is made: each tile of pairs runs forward, through its loss, and backward while it is in the cache.
+For cells ``b`` and genes ``g`` of a block: ``h1 = relu(a[b] + c[g])`` (the first layer separates into a cell
+and a gene side), ``h2 = relu(W2 h1 + b2)`` and so on, ``f = f0[b, g] + out . hL``. No array larger than the
+block itself is made: a tile of pairs runs forward, through its loss, and backward while it is in the cache.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class SparseTargets(NamedTuple):
     Parameters
     ----------
     start, length
-        Where each cell's entries begin in ``index`` and how many they are, ``[B]`` int64.
-    index, value
+        Where each cell's entries begin in ``gene`` and how many they are, ``[B]`` int64.
+    gene, value
         Column positions (int32) and counts (float32) of the whole matrix.
     """
 
     start: Tensor
     length: Tensor
-    index: Tensor
+    gene: Tensor
     value: Tensor
 
 
@@ -103,8 +103,8 @@ def fused_block_loss(
         Entries to use, ``[B, G]`` bool or uint8; ``None``: all.
     objective
         With ``log_mu = min(f + log_size, 14)``: ``poisson`` is ``mu - y log_mu``; ``nb`` the negative log
-        likelihood with variance ``mu + mu^2 / theta``, up to ``log y!``. ``mse``: ``(size f - y)^2``. ``bce``:
-        cross entropy of ``y > 0`` under ``sigmoid(f)``.
+        likelihood with variance ``mu + mu^2 / theta``, up to ``log y!``. ``mse``: ``(size f - y)^2``.
+        ``bce``: cross entropy of ``y > 0`` under ``sigmoid(f)``.
     log_dispersion
         ``nb``: log theta of each gene, ``[G]``.
     held_out
@@ -131,7 +131,7 @@ def fused_block_loss(
     _check(precision)
     targets = y if isinstance(y, SparseTargets) else None
     dense = None if isinstance(y, SparseTargets) else y
-    return _BlockLoss.apply(  # type: ignore[no-untyped-call]
+    return _BlockLoss.apply(
         options, log_size, dense, targets, mask, held_out, f0, a, c, out, log_dispersion, *weights, *biases
     )
 
@@ -150,7 +150,7 @@ def fused_block_forward(
 ) -> Tensor:
     """Return the predictor ``f`` of all pairs of a block, ``[B, G]`` float32, without gradients.
 
-    Parameters are those of `fused_block_loss`; ``result`` (contiguous float32, may be ``f0``) takes the values.
+    Parameters are those of `fused_block_loss`; ``result`` (contiguous float32, may be ``f0``) takes it.
     """
     _check(precision)
     with torch.no_grad():
@@ -222,7 +222,7 @@ class _Call:
         """Hand in the counts in either form."""
         if sparse is not None:
             self.put(torch.int64, y_start=sparse.start, y_length=sparse.length)
-            self.put(torch.int32, y_index=sparse.index)
+            self.put(torch.int32, y_index=sparse.gene)
             self.put(y_value=sparse.value)
         elif dense is not None:
             _expect(dense, self.shape, "y")
@@ -292,7 +292,7 @@ class _BlockLoss(torch.autograd.Function):
         return torch.tensor(loss * options.scale, dtype=torch.float64)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         factor = float(grad_output)
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
@@ -336,11 +336,11 @@ def _why_not(precision: Precision) -> str | None:
         return str(error)
     if not library.fused_supports(PRECISIONS[precision]):
         return f"this CPU or this build has no {precision} matrix instructions"
-    error = _self_check_error(precision)
-    if error <= TOLERANCE[precision]:
+    deviation = _self_check_error(precision)
+    if deviation <= TOLERANCE[precision]:
         return None
-    log.warning("The fused %s kernel is off by %.2g and is not used.", precision, error)
-    return f"the {precision} kernel failed its self-check by {error:.2g}"
+    log.warning("The fused %s kernel is off by %.2g and is not used.", precision, deviation)
+    return f"the {precision} kernel failed its self-check by {deviation:.2g}"
 
 
 def _self_check_error(precision: Precision) -> float:
@@ -352,9 +352,7 @@ def _self_check_error(precision: Precision) -> float:
     y = torch.poisson(torch.ones(5, 70), generator=generator)
     ours = [value.clone().requires_grad_() for value in values]
     options = _Options("poisson", precision, 1.0, 2, False)
-    loss = _BlockLoss.apply(  # type: ignore[no-untyped-call]
-        options, None, y, None, None, None, *ours[:3], ours[7], None, *ours[3:7]
-    )
+    loss = _BlockLoss.apply(options, None, y, None, None, None, *ours[:3], ours[7], None, *ours[3:7])
     loss.backward()
     exact = [value.double().requires_grad_() for value in values]
     hidden = (exact[1][:, None] + exact[2][None]).relu()
@@ -362,7 +360,7 @@ def _self_check_error(precision: Precision) -> float:
         hidden = (hidden @ exact[3 + layer].T + exact[5 + layer]).relu()
     f = exact[0] + hidden @ exact[7]
     expected = (f.exp() - y * f).sum()
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
     pairs = [(loss.detach(), expected.detach())] + [
         (x.grad, e.grad) for x, e in zip(ours, exact, strict=True)
     ]
