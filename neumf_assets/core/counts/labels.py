@@ -135,8 +135,7 @@ def _in_order(cells: Names, labels: pl.DataFrame, file: str) -> pl.DataFrame:
         raise BadInput(
             file,
             f"line {line + 2}",
-            f"the cell {labels[CELL][line]!r} is not in the matrix, nor are {int(strangers.sum()) - 1} others of "
-            f"{labels.height}",
+            f"the matrix lacks the cell {labels[CELL][line]!r} and {strangers.sum() - 1} others in this file",
             "Use the matrix's own cell names, and keep only the lines of this dataset",
         )
     return frame.join(labels, on=CELL, how="left", maintain_order="left")
@@ -144,7 +143,11 @@ def _in_order(cells: Names, labels: pl.DataFrame, file: str) -> pl.DataFrame:
 
 def _is_label(column: pd.Series) -> bool:
     kind = column.dtype
-    if not (isinstance(kind, pd.CategoricalDtype) or kind == object or pd.api.types.is_string_dtype(kind)):
+    if not (
+        isinstance(kind, pd.CategoricalDtype)
+        or kind is np.dtype(object)
+        or pd.api.types.is_string_dtype(kind)
+    ):
         return bool(pd.api.types.is_bool_dtype(kind))
     return bool(column.nunique() <= max(_FEW, _MOST_VALUES * len(column)))
 

@@ -16,25 +16,25 @@ class ReadSettings(Settings):
     """How count files are read."""
 
     orientation: Orientation = Field(
-        "auto",
+        default="auto",
         description="Which way round CSV and TSV matrices (and square Matrix Market files) lie. 'auto' looks "
         "at the names (gene symbols and accessions against barcodes), then at the labels file, then takes "
         "the longer axis for the genes.",
     )
     layer: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="Which matrix of an AnnData or loom file holds the counts: empty for X (loom: the main "
         "matrix), 'raw' for raw.X, else the name of a layer. Default X, because that is where raw data sets "
         "keep their counts.",
     )
     allow_normalised: bool = Field(
-        False,
+        default=False,
         description="Accept values that are not whole numbers. Off, because the models' likelihoods are for "
         "counts: normalised data are nearly always an accident.",
     )
     label_columns: tuple[str, ...] | None = Field(
-        None,
+        default=None,
         description="Label columns to keep. Empty keeps every column of the labels file and every text, "
         "categorical or yes/no column of obs.",
     )
@@ -44,12 +44,18 @@ class ReadSettings(Settings):
         "the digest found is recorded either way.",
     )
     max_cells: int | None = Field(
-        None, ge=1, description="Quick run: at most this many cells, drawn at random. Empty takes all."
+        default=None,
+        ge=1,
+        description="Quick run: at most this many cells, drawn at random. Empty takes all.",
     )
     max_genes: int | None = Field(
-        None, ge=1, description="Quick run: at most this many genes, drawn at random. Empty takes all."
+        default=None,
+        ge=1,
+        description="Quick run: at most this many genes, drawn at random. Empty takes all.",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the draw that max_cells and max_genes make.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Seed of the draw that max_cells and max_genes make."
+    )
 
     @field_validator("sha256")
     @classmethod
@@ -64,26 +70,26 @@ class QCSettings(Settings):
     """Which cells and genes are kept. Empty cells and empty genes are always dropped."""
 
     min_genes: int = Field(
-        10,
+        default=10,
         ge=1,
         description="Fewest genes seen in a cell. The default only drops barcodes that hold next to nothing; "
         "200 is usual for whole droplet data.",
     )
     min_cells: int = Field(
-        1,
+        default=1,
         ge=1,
         description="Fewest cells that a gene is seen in. The default drops only genes never seen, so that "
         "datasets keep the genes they share; 3 is usual for a single dataset.",
     )
     max_mito: float = Field(
-        0.5,
+        default=0.5,
         ge=0.0,
         le=1.0,
         description="Largest share of a cell's counts from mitochondrial genes. Cells above one half are "
         "broken in any tissue; 0.1 to 0.2 is usual for blood. 1 switches the limit off.",
     )
     mito_prefixes: tuple[str, ...] = Field(
-        ("MT-", "mt-", "Mt-", "MT.", "mt.", "mt:"),
+        default=("MT-", "mt-", "Mt-", "MT.", "mt.", "mt:"),
         description="How names of mitochondrial genes begin: human, mouse, these as R writes them, and fly.",
     )
 

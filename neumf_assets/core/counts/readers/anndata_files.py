@@ -69,7 +69,7 @@ def read_anndata(store: Any, given: str, layer: str | None, format_name: str) ->
 
 @contextmanager
 def opened_zarr(path: Path, given: str) -> Iterator[Any]:
-    """Open a Zarr store (format 2 or 3) for reading; whatever goes wrong while it is read becomes `BadInput`."""
+    """Open a Zarr store (format 2 or 3); whatever goes wrong while it is read becomes `BadInput`."""
     import zarr
 
     _check_metadata(path, given)
@@ -111,8 +111,7 @@ def _places(store: Any, given: str, layer: str | None) -> tuple[str, str]:
     place, genes = {None: ("X", "var"), "raw": ("raw/X", "raw/var")}.get(layer, (f"layers/{layer}", "var"))
     if place in store and genes in store:
         return place, genes
-    layers = [*(["raw"] if "raw/X" in store else []), *(store["layers"] if "layers" in store else [])]
-    there = ", ".join(map(repr, layers)) or "none"
+    there = ", ".join(map(repr, _other_matrices(store))) or "none"
     raise BadInput(
         given,
         place,
@@ -154,16 +153,18 @@ def _matrix(element: Any, given: str, place: str) -> sparse.csr_matrix:
 
 def _whole_numbers_elsewhere(store: Any, place: str) -> str:
     """Name another matrix of the store that begins with whole numbers, for the mend of a normalised one."""
-    others = {
-        "raw": "raw/X",
-        **{name: f"layers/{name}" for name in (store["layers"] if "layers" in store else ())},
-    }
-    for name, other in others.items():
-        if other == place or other not in store:
+    for name, other in _other_matrices(store).items():
+        if other == place:
             continue
         element = store[other]
         data = element[:100] if hasattr(element, "ndim") else element["data"][:_SAMPLE]
         values = np.asarray(data)
         if values.dtype.kind in "iuf" and values.size and (np.rint(values) == values).all():
-            return str(name)
+            return name
     return ""
+
+
+def _other_matrices(store: Any) -> dict[str, str]:
+    """Matrices beside ``X``: name of the layer to its place."""
+    raw = {"raw": "raw/X"} if "raw/X" in store else {}
+    return raw | {str(name): f"layers/{name}" for name in store.get("layers", ())}

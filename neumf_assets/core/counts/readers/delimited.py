@@ -15,6 +15,7 @@ import csv
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ Bytes = NDArray[np.uint8]
 Positions = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What the first two lines of a file tell: delimiter, fields per line, names above the values."""
+
+    given: str
+    delimiter: str
+    width: int
+    columns: Names
+
+
 @dataclass
 class _Parts:
     """What the scan collects: the file's own rows and columns, in compressed rows."""
@@ -60,6 +71,16 @@ class _Parts:
     columns: list[NDArray[np.int32]] = field(default_factory=list)
     values: list[NDArray[np.float64]] = field(default_factory=list)
     lines: int = 1
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Fields of one block that are not a lone zero: where they lie in the text and in the table."""
+
+    starts: Positions
+    lengths: Positions
+    rows: Positions
+    columns: NDArray[np.int32]
 
 
 def read_delimited(path: Path, given: str, orientation: Orientation, labelled: Names | None) -> RawMatrix:
@@ -95,12 +116,11 @@ def read_delimited(path: Path, given: str, orientation: Orientation, labelled: N
     if not first_line:
         raise BadInput(given, "", "holds a header and no rows", "Export it again")
     width = len(_split(first_line, delimiter, given, 2))
-    columns = _column_names(header, width, given)
+    layout = _Layout(given, delimiter, width, _column_names(header, width, given))
     parts = _Parts()
-    _scan(rest, delimiter, width, columns, parts, given)
-    for block in blocks:
-        _scan(block, delimiter, width, columns, parts, given)
-    return _assemble(parts, columns, given, orientation, labelled)
+    for block in chain([rest], blocks):
+        _scan(block, layout, parts)
+    return _assemble(parts, layout.columns, orientation, labelled)
 
 
 def line_blocks(path: Path, given: str) -> Iterator[bytes]:
@@ -218,35 +238,35 @@ def _column_names(header: list[str], width: int, given: str) -> Names:
     )
 
 
-def _scan(block: bytes, delimiter: str, width: int, columns: Names, parts: _Parts, given: str) -> None:
+def _scan(block: bytes, layout: _Layout, parts: _Parts) -> None:
     """Scan a block of whole lines and append what is not zero to ``parts``."""
+    width = layout.width
     text = np.frombuffer(block, np.uint8)
-    is_separator = text == ord(delimiter)
+    is_separator = text == ord(layout.delimiter)
     is_separator |= text == _NEWLINE
     ends = np.flatnonzero(is_separator)
     if b'"' in block:
-        ends = _outside_quotes(text, ends, parts.lines, given)
-    _check_ragged(text, ends, width, parts.lines, given)
+        ends = _outside_quotes(text, ends, parts.lines, layout.given)
+    _check_ragged(text, ends, width, parts.lines, layout.given)
     # A lone zero is a separator, "0", a separator: three shifted comparisons instead of reading the field.
     lone_zero = np.zeros(len(text), bool)
     lone_zero[2:] = is_separator[:-2] & (text[1:-1] == _ZERO) & is_separator[2:]
     wanted = ~lone_zero[ends]
     wanted[::width] = False  # the first field is the row's name
-    fields = np.flatnonzero(wanted)
-    starts = ends[fields - 1] + 1
-    lengths = ends[fields] - starts
+    at = np.flatnonzero(wanted)
+    starts = ends[at - 1] + 1
+    lengths = ends[at] - starts
     if b"\r" in block:
-        lengths -= (text[ends[fields] - 1] == _RETURN) & (lengths > 0) & (fields % width == width - 1)
-    rows = fields // width
-    column = (fields % width - 1).astype(np.int32)
+        lengths -= (text[ends[at] - 1] == _RETURN) & (lengths > 0) & (at % width == width - 1)
+    fields = _Fields(starts, lengths, at // width, (at % width - 1).astype(np.int32))
     values, unread = _numbers(text, starts, lengths)
     if len(unread):
-        values[unread] = _odd_numbers(text, starts, lengths, unread, rows, column, columns, parts, given)
+        values[unread] = _odd_numbers(text, fields, unread, layout, parts.lines)
     kept = values != 0
     count = len(ends) // width
-    parts.names.append(_row_names(text, ends, width, parts.lines, given))
-    parts.lengths.append(np.bincount(rows[kept], minlength=count).astype(np.int64))
-    parts.columns.append(column[kept])
+    parts.names.append(_row_names(text, ends, width, parts.lines, layout.given))
+    parts.lengths.append(np.bincount(fields.rows[kept], minlength=count).astype(np.int64))
+    parts.columns.append(fields.columns[kept])
     parts.values.append(values[kept])
     parts.lines += count
 
@@ -278,7 +298,7 @@ def _check_ragged(text: Bytes, ends: Positions, width: int, lines: int, given: s
 
 
 def _numbers(text: Bytes, starts: Positions, lengths: Positions) -> tuple[NDArray[np.float64], Positions]:
-    """Read unsigned decimals of at most 15 digits exactly; return the values, and which fields are something else."""
+    """Read unsigned decimals of at most 15 digits exactly; also return which fields are something else."""
     values = text[np.minimum(starts, len(text) - 1)] - np.uint8(_ZERO)  # wraps above 9 for all but digits
     odd = (values > 9) | (lengths != 1)
     result = values.astype(np.float64)
@@ -306,31 +326,24 @@ def _numbers(text: Bytes, starts: Positions, lengths: Positions) -> tuple[NDArra
 
 
 def _odd_numbers(
-    text: Bytes,
-    starts: Positions,
-    lengths: Positions,
-    unread: Positions,
-    rows: Positions,
-    column: NDArray[np.int32],
-    columns: Names,
-    parts: _Parts,
-    given: str,
+    text: Bytes, fields: _Fields, unread: Positions, layout: _Layout, lines: int
 ) -> NDArray[np.float64]:
     """Read signs, exponents, quotes and spaces; refuse the first entry that is no finite number."""
-    long = lengths[unread] > _LONGEST_NUMBER
-    entries = _strings(text, starts[unread], np.minimum(lengths[unread], _LONGEST_NUMBER))
+    lengths = fields.lengths[unread]
+    entries = _strings(text, fields.starts[unread], np.minimum(lengths, _LONGEST_NUMBER))
     entries = entries.str.strip_chars(' "')
     numbers = entries.cast(pl.Float64, strict=False).to_numpy()
-    bad = long | ~np.isfinite(numbers)
+    bad = (lengths > _LONGEST_NUMBER) | ~np.isfinite(numbers)
     if bad.any():
         worst = int(np.argmax(bad))
-        entry, at = str(entries[worst]), int(unread[worst])
-        what = "is empty" if not entry else f"is {entry!r}, not a finite number"
+        entry, at = entries[worst], int(unread[worst])
+        column = int(fields.columns[at])
+        what = "is empty" if entry == "" else f"is {entry!r}, not a finite number"
         raise BadInput(
-            given,
-            f"line {parts.lines + 1 + int(rows[at])}, column {int(column[at]) + 2} ({str(columns[column[at]])!r})",
+            layout.given,
+            f"line {lines + 1 + int(fields.rows[at])}, column {column + 2} ({layout.columns[column]!r})",
             f"the entry {what}",
-            "Every entry must be a count: put 0 where nothing was seen, and take out columns that hold no counts",
+            "Every entry must be a count: put 0 where nothing was seen, and take out columns without counts",
         )
     return numbers
 
@@ -362,9 +375,7 @@ def _strings(text: Bytes, starts: Positions, lengths: Positions) -> pl.Series:
     return pl.Series(fields.tolist(), dtype=pl.Binary).cast(pl.String, strict=False)
 
 
-def _assemble(
-    parts: _Parts, columns: Names, given: str, orientation: Orientation, labelled: Names | None
-) -> RawMatrix:
+def _assemble(parts: _Parts, columns: Names, orientation: Orientation, labelled: Names | None) -> RawMatrix:
     rows = np.asarray(pl.concat(parts.names).to_list(), dtype=object)
     data, indices = np.concatenate(parts.values), np.concatenate(parts.columns)
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(parts.lengths))])

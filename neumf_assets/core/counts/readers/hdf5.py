@@ -82,7 +82,7 @@ def check_sizes(group: h5py.Group, stored: int, given: str) -> None:
 
 
 def kind_of(file: h5py.File) -> str:
-    """Tell the format of an open HDF5 file: ``h5ad``, ``10x v3``, ``10x v2``, ``loom`` or "" (none of them)."""
+    """Tell the format of an open HDF5 file: ``h5ad``, ``10x v3``, ``10x v2``, ``loom`` or "" (none)."""
     if "X" in file and "obs" in file and "var" in file:
         return "h5ad"
     matrix = file.get("matrix")

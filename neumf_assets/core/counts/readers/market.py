@@ -6,7 +6,7 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import polars as pl
@@ -108,7 +108,7 @@ def _file(given: str, name: str) -> str:
 def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         zipped = file.read(2) == _GZIP
-    return gzip.open(path, "rb") if zipped else path.open("rb")
+    return cast(IO[bytes], gzip.open(path, "rb") if zipped else path.open("rb"))
 
 
 def _read_all(path: Path, file: str) -> bytes:

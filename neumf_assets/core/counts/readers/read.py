@@ -112,10 +112,11 @@ def _read_hdf5(files: Source, settings: ReadSettings) -> RawMatrix:
             return read_tenx_v3(file, files.given)
         if kind == "10x v2":
             return read_tenx_v2(file, files.given)
+        inside = ", ".join(map(repr, list(file)[:5])) or "nothing"
         raise BadInput(
             files.given,
             "",
-            f"is an HDF5 file of no known kind (it holds {', '.join(map(repr, list(file)[:5])) or 'nothing'})",
+            f"is an HDF5 file of no known kind (it holds {inside})",
             "Known are AnnData, loom and 10x; convert it",
         )
 

@@ -1,4 +1,4 @@
-"""Getting at the bytes: local files as they lie, URLs fetched to a temporary folder, all hashed before parsing."""
+"""Getting at the bytes: local files where they lie, URLs fetched to a temporary folder; all hashed first."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _names(filesystem: Any, folder: str) -> list[str]:
 
 
 def _files(path: Path, matrix: str, given: str) -> tuple[list[str], Triple | None]:
-    """Return the relative names of the files that count ("" for ``path`` itself), and the triple if it is one."""
+    """Return the relative names of the files that count ("" for ``path`` itself), and the triple if any."""
     if not path.is_dir():
         return [""], None
 
