@@ -112,11 +112,12 @@ def read_delimited(path: Path, given: str, orientation: Orientation, labelled: N
     header_line, _, rest = first.partition(b"\n")
     rest = rest or next(blocks, b"")
     first_line = rest.partition(b"\n")[0]
-    header, delimiter = _header(header_line, given)
+    header_line = header_line.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\r")
+    if not header_line.strip():
+        raise BadInput(given, "line 1", "the header is empty", "Write the names of the columns there")
     if not first_line:
         raise BadInput(given, "", "holds a header and no rows", "Export it again")
-    width = len(_split(first_line, delimiter, given, 2))
-    layout = _Layout(given, delimiter, width, _column_names(header, width, given))
+    layout = _layout(header_line, first_line.removesuffix(b"\r"), given)
     parts = _Parts()
     for block in chain([rest], blocks):
         _scan(block, layout, parts)
@@ -195,22 +196,24 @@ def _unzipped(file: Any, given: str) -> Iterator[bytes]:
         raise BadInput(given, "", "the gzip file is cut short", mend)
 
 
-def _header(line: bytes, given: str) -> tuple[list[str], str]:
-    line = line.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\r")
-    if not line.strip():
-        raise BadInput(
-            given, "line 1", "the header is empty", "Export it again with the names in the first line"
-        )
-    delimiter = max(",\t;", key=lambda sign: line.count(sign.encode()))
-    if not line.count(delimiter.encode()):
-        delimiter = " "
-    return _split(line, delimiter, given, 1), delimiter
+def _layout(header_line: bytes, first_line: bytes, given: str) -> _Layout:
+    """Choose the delimiter that gives most fields and fits header and first row alike."""
+    best: tuple[bool, int, str, list[str]] = (False, 0, ",", [])
+    for delimiter in ",\t; ":
+        if delimiter.encode() not in first_line:
+            continue
+        header = _split(header_line, delimiter, given, 1)
+        width = len(_split(first_line, delimiter, given, 2))
+        fits = width > 1 and len(header) in (width, width - 1)
+        if (fits, width) > best[:2]:
+            best = (fits, width, delimiter, header)
+    _, width, delimiter, header = best
+    return _Layout(given, delimiter, width, _column_names(header, width, given))
 
 
 def _split(line: bytes, delimiter: str, given: str, number: int) -> list[str]:
     try:
-        text = line.removesuffix(b"\r").decode("utf-8")
-        return next(csv.reader([text], delimiter=delimiter), [])
+        return next(csv.reader([line.decode("utf-8")], delimiter=delimiter), [])
     except UnicodeDecodeError as error:
         raise BadInput(given, f"line {number}", "is not UTF-8 text", "Save it as CSV (UTF-8)") from error
     except csv.Error as error:

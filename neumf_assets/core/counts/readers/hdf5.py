@@ -193,7 +193,7 @@ def text(values: h5py.Dataset, given: str) -> Names:
     """
     if not isinstance(values, h5py.Dataset) or values.ndim != 1 or not _is_text(values):
         raise BadInput(given, str(values.name), "is no list of names", AGAIN)
-    return np.asarray(values.asstr()[...], dtype=object)
+    return np.asarray(values.asstr("utf-8")[...], dtype=object)
 
 
 def _is_text(values: h5py.Dataset) -> bool:

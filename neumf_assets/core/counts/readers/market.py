@@ -52,24 +52,24 @@ def read_market(root: Path, triple: Triple, given: str, orientation: Orientation
     BadInput
         When the three do not fit together, or one is damaged.
     """
-    cells = _lines(root / triple.barcodes, _file(given, triple.barcodes))["column_1"]
+    cells = _lines(root / triple.barcodes, _file(given, triple.barcodes))[0]
     features = _lines(root / triple.features, _file(given, triple.features))
+    accessions, names = features[0], features[min(1, len(features) - 1)]
     matrix_file = _file(given, triple.matrix)
     matrix = _matrix(root / triple.matrix, matrix_file)
-    genes_first = _genes_first(matrix.shape, features.height, len(cells), orientation, matrix_file)
+    genes_first = _genes_first(matrix.shape, len(names), len(cells), orientation, matrix_file)
     by_cell = sparse.csr_matrix(matrix.T if genes_first else matrix)
-    names = features["column_2" if features.width > 1 else "column_1"]
     raw = RawMatrix(
         X=by_cell,
         cells=check_names(cells.to_list(), by_cell.shape[0], "cells", matrix_file),
         genes=check_names(names.to_list(), by_cell.shape[1], "genes", matrix_file),
         format="Matrix Market",
         rows="genes" if genes_first else "cells",
-        gene_ids=np.asarray(features["column_1"].to_list(), dtype=object) if features.width > 1 else None,
+        gene_ids=np.asarray(accessions.to_list(), dtype=object) if len(features) > 1 else None,
         notes={"orientation": "genes_by_cells" if genes_first else "cells_by_genes"},
     )
-    if features.width > 2:
-        keep_gene_expression(raw, np.asarray(features["column_3"].to_list(), dtype=object), given)
+    if len(features) > 2:
+        keep_gene_expression(raw, np.asarray(features[2].to_list(), dtype=object), given)
     return raw
 
 
@@ -121,8 +121,8 @@ def _read_all(path: Path, file: str) -> bytes:
         raise BadInput(file, "", f"the gzip data are damaged ({error})", _AGAIN) from error
 
 
-def _lines(path: Path, file: str) -> pl.DataFrame:
-    """Read a table without header, all columns as text; null becomes ""."""
+def _lines(path: Path, file: str) -> list[pl.Series]:
+    """Read the columns of a table without header as text; null becomes ""."""
     content = _read_all(path, file)
     if not content.strip():
         raise BadInput(file, "", "the file is empty", _AGAIN)
@@ -133,7 +133,7 @@ def _lines(path: Path, file: str) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(file, "", f"is no table separated by tabs ({reason})", "Export it again") from error
-    return table.fill_null("").with_columns(pl.all().str.strip_chars_end("\r"))
+    return table.fill_null("").with_columns(pl.all().str.strip_chars_end("\r")).get_columns()
 
 
 def _matrix(path: Path, file: str) -> sparse.coo_array:
