@@ -1,6 +1,7 @@
 """The code location: every study under ``defs/``, and the executor that runs them."""
 
 import os
+import warnings
 from pathlib import Path
 
 import dagster as dg
@@ -24,5 +25,12 @@ def executor() -> dg.ExecutorDefinition:
 @dg.definitions
 def defs() -> dg.Definitions:
     """All studies: those in ``defs/`` and those registered below ``NEUMF_HOME``."""
-    loaded = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    import neumf_assets.defs
+
+    # Not load_from_defs_folder, which wants a pyproject.toml above the package: an installed wheel has none.
+    tree = dg.ComponentTree.from_module(neumf_assets.defs, project_root=Path(__file__).parents[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # both come from Dagster's own loading of components
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        loaded = tree.build_defs()
     return dg.Definitions.merge(loaded, dg.Definitions(executor=executor()))

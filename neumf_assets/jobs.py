@@ -1,14 +1,20 @@
 """Jobs of a study: ``ingest``, ``train``, ``integrate``, ``everything``."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from neumf_assets.assets.stage import Stage
 from neumf_assets.settings import StudySettings
 
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-def study_jobs(study: StudySettings, declared: Sequence[Stage]) -> list[dg.UnresolvedAssetJobDefinition]:
+
+def study_jobs(study: StudySettings, declared: Sequence[Stage]) -> list[UnresolvedAssetJobDefinition]:
     """The study's jobs; the first two run for one dataset or, as backfills, for many."""
     own = [item for item in declared if item.per_dataset]
     return [
@@ -31,7 +37,7 @@ def job_name(study: str, what: str) -> str:
 
 def _job(
     study: StudySettings, what: str, stages: Sequence[Stage], description: str
-) -> dg.UnresolvedAssetJobDefinition:
+) -> UnresolvedAssetJobDefinition:
     keys = [dg.AssetKey([study.name, *item.name]) for item in stages]
     return dg.define_asset_job(
         job_name(study.name, what),

@@ -11,8 +11,8 @@ from neumf_assets.core.cells.settings import ClusterSettings, MetricsSettings, U
 from neumf_assets.core.counts.settings import QCSettings, ReadSettings
 from neumf_assets.core.counts.simulate_settings import SimulatorSettings
 from neumf_assets.core.errors import BadSettings
-from neumf_assets.core.liger.settings import LigerSettings
-from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
+#from neumf_assets.core.liger.settings import LigerSettings
+#from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
 from neumf_assets.core.neumf.settings import NeuMFSettings, ineumf_defaults
 from neumf_assets.core.settings import Settings
 
@@ -61,10 +61,7 @@ class StudySettings(Settings):
     read: ReadSettings = Field(ReadSettings(), description="How count files are read.")
     qc: QCSettings = Field(QCSettings(), description="Which cells and genes are kept.")
     model: NeuMFSettings = Field(NeuMFSettings(), description="The NeuMF model of each dataset.")
-    evaluation: EvaluationSettings = Field(
-        EvaluationSettings(), description="Held-out evaluation of each dataset's model."
-    )
-    liger: LigerSettings = Field(LigerSettings(), description="The LIGER arms.")
+    #    liger: LigerSettings = Field(LigerSettings(), description="The LIGER arms.")
     ineumf: NeuMFSettings = Field(ineumf_defaults(), description="The integrative NeuMF over all datasets.")
     clusters: ClusterSettings = Field(ClusterSettings(), description="Neighbour graph and clusters of cells.")
     umap: UmapSettings = Field(UmapSettings(), description="The map of the cells.")

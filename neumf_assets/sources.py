@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,10 +44,23 @@ def source_digests(study: StudySettings, store: Store, datasets: Sequence[Datase
     return {item.name: _digest(study, store, item) for item in datasets}
 
 
+def dataset_digest(item: DatasetFile) -> str:
+    """Digest of all that belongs to a dataset: its counts, and its labels where there are any.
+
+    Raises
+    ------
+    BadInput
+        If a file cannot be read.
+    """
+    from neumf_assets.core.counts.readers.source import fetched
+
+    with fetched(item.path, item.name, item.labels, {}) as source:
+        labels = b"" if source.labels is None else source.labels.read_bytes()
+        return hashlib.sha256(source.sha256.encode() + hashlib.sha256(labels).digest()).hexdigest()
+
+
 def _digest(study: StudySettings, store: Store, item: DatasetFile) -> str:
     known = store.find((study.name, "raw_counts", item.name))
     if known is not None and known.manifest.figures.get("identity") == item.identity:
         return str(known.manifest.inputs["source"])
-    from neumf_assets.core.counts.digest import source_digest
-
-    return source_digest(item)
+    return dataset_digest(item)

@@ -1,5 +1,6 @@
 """From a study's settings to Dagster definitions: every stage becomes an asset of the study's group."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from neumf_assets.resources import DeviceResource, StoreResource
 from neumf_assets.schedules import study_schedules
 from neumf_assets.sensors import study_sensors
 from neumf_assets.settings import StudySettings
+
+# Data versions work and are what makes staleness visible; each use would print a warning into the run.
+warnings.filterwarnings("ignore", message=".*data_version.*", category=dg.BetaWarning)
 
 GPU_POOL = "gpu"
 

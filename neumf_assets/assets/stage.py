@@ -54,7 +54,7 @@ class Product:
         Outcomes of the checks that the stage declares, all of them.
     """
 
-    save: Callable[[Path], None]
+    save: Callable[[Path], object]
     figures: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict)
     tables: dict[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)

@@ -1,0 +1,206 @@
+"""The arms: one way each of putting all datasets of a study into one space, then clusters, map and scores.
+
+An arm brings its own stages up to ``cell_embedding``; what follows is the same for all and made here, so that
+arms differ in nothing but the embedding.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neumf_assets.assets.stage import Product, Stage, Step, stage
+from neumf_assets.core.store import Artifact
+from neumf_assets.settings import Arm
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neumf_assets.core.cells.store import CellEmbedding
+    from neumf_assets.core.report.plots import EmbeddedCells
+
+
+def common_stages(arm: Arm) -> list[Stage]:
+    """Clusters, map and scores of an arm."""
+    return [_clusters(arm), _umap(arm), _metrics(arm)]
+
+
+def _clusters(arm: Arm) -> Stage:
+    @stage(
+        name=(arm, "clusters"),
+        group="integrate",
+        inputs=(f"{arm}/cell_embedding",),
+        settings=("clusters",),
+        kinds=("parquet", "scikitlearn"),
+        columns=(
+            ("cell", "string", "name of the cell"),
+            ("dataset", "string", "its dataset"),
+            ("leiden", "string", "Leiden cluster at the default resolution"),
+            ("kmeans", "string", "k-means cluster"),
+            ("hdbscan", "string", "HDBSCAN cluster; 'noise' where there is none"),
+        ),
+    )
+    def clusters(step: Step) -> Product:
+        """Groups of similar cells in this arm's embedding.
+
+        Leiden on the graph of shared neighbours, at several resolutions and seeds; k-means and HDBSCAN on the
+        embedding itself. Clusters are numbered from the largest.
+        """
+        from neumf_assets.core.cells.clustering import cluster_cells
+        from neumf_assets.core.cells.neighbours import cell_graph
+        from neumf_assets.core.cells.store import CellEmbedding
+
+        cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
+        graph = cell_graph(cells.neighbours, step.study.clusters)
+        found = cluster_cells(cells.embedding, graph, step.study.clusters, progress=step.progress)
+        figures = {
+            f"{name}_clusters": int(found[name].nunique()) for name in found if not name.startswith("leiden_r")
+        }
+        return Product(lambda folder: _save_table(folder, "clusters", cells, found), figures)
+
+    return clusters
+
+
+def _umap(arm: Arm) -> Stage:
+    @stage(
+        name=(arm, "umap"),
+        group="integrate",
+        inputs=(f"{arm}/cell_embedding", f"{arm}/clusters"),
+        settings=("umap", "label_column"),
+        kinds=("parquet",),
+        columns=(
+            ("cell", "string", "name of the cell"),
+            ("dataset", "string", "its dataset"),
+            ("umap_1", "float", "first coordinate"),
+            ("umap_2", "float", "second coordinate"),
+        ),
+    )
+    def umap(step: Step) -> Product:
+        """The cells as a map: similar cells lie close together.
+
+        UMAP of this arm's embedding (t-SNE besides, on request). The picture colours the cells by dataset,
+        label and cluster. Distances between far groups mean little.
+        """
+        from neumf_assets.core.cells.store import CellEmbedding
+        from neumf_assets.core.report.plots import markdown_image, umap_panels
+
+        cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
+        coordinates = _coordinates(step, cells)
+        clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
+        picture = umap_panels(map_of(step, cells, coordinates, clusters), title=arm)
+        return Product(
+            lambda folder: _save_map(folder, cells, coordinates, picture),
+            {"cells": len(coordinates)},
+            pictures={"umap": markdown_image(picture, "UMAP")},
+            publish={f"umap_{arm}.png": "umap.png"},
+        )
+
+    return umap
+
+
+def _metrics(arm: Arm) -> Stage:
+    scored = {"liger": ("liger/factors",), "neumf_liger": ("neumf_liger/factors",), "ineumf": ()}[arm]
+
+    @stage(
+        name=(arm, "metrics"),
+        group="integrate",
+        inputs=(f"{arm}/cell_embedding", f"{arm}/clusters", *scored),
+        settings=("metrics", "label_column", "batch_column"),
+        kinds=("json",),
+    )
+    def metrics(step: Step) -> Product:
+        """How good this arm is: do clusters match known cell types, and do the datasets mix?
+
+        ARI, AMI and NMI compare the clusters with the labels (1: the same, 0: chance). The share of neighbours
+        from the cell's own dataset is shown beside the share expected if the datasets were mixed. Scores that
+        need labels are left out where there are none.
+        """
+        from neumf_assets.core.cells.metrics import score_embedding
+        from neumf_assets.core.cells.store import CellEmbedding, label_column
+
+        cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
+        column = label_column(cells.cells, step.study.label_column)
+        scores = score_embedding(
+            cells.embedding,
+            read_table(step.one(f"{arm}/clusters"), "clusters").drop(columns=["cell", "dataset"]),
+            cells.cells[column] if column else None,
+            cells.cells[step.study.batch_column or "dataset"],
+            cells.neighbours,
+            step.study.metrics,
+        )
+        scores = scores.model_copy(update=_liger_scores(step, arm, cells))
+        tables = {"by resolution and seed": [run.model_dump(mode="json") for run in scores.runs]}
+        return Product(
+            lambda folder: (folder / "metrics.json").write_text(scores.model_dump_json(indent=1)),
+            scores.summary(),
+            pictures=_heatmap(step, arm, cells, column),
+            tables=tables,
+        )
+
+    return metrics
+
+
+def read_table(artifact: Artifact, name: str) -> "pd.DataFrame":
+    """A Parquet table of an artifact."""
+    import pandas as pd
+
+    return pd.read_parquet(artifact.path / f"{name}.parquet")
+
+
+def map_of(
+    step: Step, cells: "CellEmbedding", coordinates: "pd.DataFrame", clusters: "pd.DataFrame"
+) -> "EmbeddedCells":
+    """The map of an arm's cells with what to colour it by: dataset, label where there is one, cluster."""
+    from neumf_assets.core.cells.store import label_column
+    from neumf_assets.core.report.plots import EmbeddedCells
+
+    colourings = {"dataset": cells.cells["dataset"].to_numpy(object)}
+    column = label_column(cells.cells, step.study.label_column)
+    if column:
+        colourings[column] = cells.cells[column].to_numpy(object, na_value=None)
+    colourings["cluster"] = clusters[delivered_clusters(clusters)].to_numpy(object)
+    return EmbeddedCells(coordinates[["umap_1", "umap_2"]].to_numpy(), colourings)
+
+
+def delivered_clusters(clusters: "pd.DataFrame") -> str:
+    """The clustering that is shown: Leiden where it was asked for, else the first there is."""
+    methods = [name for name in clusters if name not in ("cell", "dataset")]
+    return "leiden" if "leiden" in methods else str(methods[0])
+
+
+def _coordinates(step: Step, cells: "CellEmbedding") -> "pd.DataFrame":
+    import pandas as pd
+
+    from neumf_assets.core.cells.embedding import tsne_embed, umap_embed
+
+    points = umap_embed(cells.embedding, cells.neighbours, step.study.umap)
+    columns = {"umap_1": points[:, 0], "umap_2": points[:, 1]}
+    if step.study.umap.tsne:
+        other = tsne_embed(cells.embedding, step.study.umap)
+        columns |= {"tsne_1": other[:, 0], "tsne_2": other[:, 1]}
+    return pd.DataFrame(columns)
+
+
+def _save_map(folder: Path, cells: "CellEmbedding", coordinates: "pd.DataFrame", picture: bytes) -> None:
+    _save_table(folder, "umap", cells, coordinates)
+    (folder / "umap.png").write_bytes(picture)
+
+
+def _save_table(folder: Path, name: str, cells: "CellEmbedding", columns: "pd.DataFrame") -> None:
+    import pandas as pd
+
+    own = cells.cells[["cell", "dataset"]]
+    table = pd.concat([own, columns.reset_index(drop=True)], axis=1)
+    table.to_parquet(folder / f"{name}.parquet", index=False)
+
+
+def _heatmap(step: Step, arm: Arm, cells: "CellEmbedding", column: str | None) -> dict[str, str]:
+    from neumf_assets.core.report.plots import cluster_label_heatmap, markdown_image
+
+    if column is None:
+        return {}
+    clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
+    labelled = cells.cells[column].notna().to_numpy()
+    picture = cluster_label_heatmap(
+        clusters[delivered_clusters(clusters)].to_numpy(object)[labelled],
+        cells.cells[column].to_numpy(object)[labelled],
+    )
+    return {"clusters by label": markdown_image(picture, "clusters by label")}

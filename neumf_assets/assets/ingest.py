@@ -1,0 +1,124 @@
+"""Ingest: from a count file to filtered counts and the long table, for each dataset."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neumf_assets.assets.stage import Product, Step, stage
+from neumf_assets.core.errors import BadInput
+from neumf_assets.sources import dataset_digest, find_sources, inbox_of
+
+if TYPE_CHECKING:
+    from neumf_assets.core.counts.qc import QCReport
+
+
+@stage(group="ingest", settings=("read",), kinds=("anndata", "h5ad"), per_dataset=True)
+def raw_counts(step: Step) -> Product:
+    """Counts as they came: one dataset's file, read, checked and stored unchanged.
+
+    Whatever the source's format and orientation, this is a sparse matrix of cells × genes with unique names,
+    the labels that came with it, and the file's SHA-256. A file that cannot be used is refused with the
+    place and the mend, and nothing is written.
+    """
+    from neumf_assets.core.counts.readers import read_counts
+    from neumf_assets.core.counts.store import save_counts
+
+    sources = {item.name: item for item in find_sources(step.study).datasets}
+    source = sources.get(step.dataset or "")
+    if source is None:
+        raise BadInput(
+            inbox_of(step.study), "", f"no dataset {step.dataset!r} is there", "Put its file into the inbox"
+        )
+    digest = dataset_digest(source)
+    counts = read_counts(source.path, step.study.read, name=source.name, labels=source.labels)
+    figures = {**dict(counts.uns["provenance"]), **_shape(counts), "identity": source.identity}
+    return Product(lambda folder: save_counts(counts, folder), figures, sources={"source": digest})
+
+
+@stage(group="ingest", inputs=("raw_counts",), settings=("qc",), kinds=("anndata", "h5ad"), per_dataset=True)
+def counts(step: Step) -> Product:
+    """Counts fit for modelling: empty and poor cells and genes removed.
+
+    The limits are the study's `qc` settings. The figures tell how much was dropped and why; the picture shows
+    total counts, detected genes and mitochondrial share of the cells, before and after.
+    """
+    from neumf_assets.core.counts.qc import filter_counts
+    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.report.plots import CellQC, markdown_image, qc_histograms
+
+    raw = step.one("raw_counts")
+    kept, report = filter_counts(load_counts(raw.path), step.study.qc)
+    cells = {
+        "all cells": CellQC(report.totals, report.genes_seen, report.mito_share),
+        "kept": CellQC(
+            report.totals[report.kept], report.genes_seen[report.kept], report.mito_share[report.kept]
+        ),
+    }
+    figures = {
+        **_shape(kept),
+        "cells_before": report.cells_before,
+        "genes_before": report.genes_before,
+        "cells_dropped": report.cells_dropped,
+        "genes_dropped": report.genes_dropped,
+        "mito_genes": report.mito_genes,
+        "sha256": raw.manifest.figures["sha256"],
+    }
+    return Product(
+        lambda folder: _save_filtered(folder, kept, report),
+        figures,
+        pictures={"quality control": markdown_image(qc_histograms(cells), "quality control")},
+    )
+
+
+@stage(
+    group="ingest",
+    inputs=("counts",),
+    kinds=("parquet", "polars"),
+    per_dataset=True,
+    columns=(
+        ("cell", "dictionary<string>", "name of the cell"),
+        ("gene", "dictionary<string>", "unique name of the gene"),
+        ("cell_id", "uint32", "row of the cell in cells.parquet"),
+        ("gene_id", "uint32", "row of the gene in genes.parquet"),
+        ("expression", "int32", "count; only non-zero ones are listed"),
+    ),
+)
+def long_counts(step: Step) -> Product:
+    """The counts as a long table: one row for every non-zero count, sorted by cell.
+
+    `long.parquet` with its lookup tables `cells.parquet` and `genes.parquet`, to be scanned with polars,
+    DuckDB, Arrow or Spark. What is not listed is zero.
+    """
+    from neumf_assets.core.counts.long_format import write_long
+    from neumf_assets.core.counts.store import load_counts
+
+    matrix = load_counts(step.one("counts").path)
+    return Product(lambda folder: write_long(matrix, folder), {"rows": int(matrix.X.nnz)})
+
+
+def _shape(matrix: Any) -> dict[str, int | float]:
+    cells, genes = matrix.shape
+    return {
+        "cells": int(cells),
+        "genes": int(genes),
+        "nonzero": int(matrix.X.nnz),
+        "zero_fraction": 1.0 - matrix.X.nnz / (cells * genes),
+        "total_counts": float(matrix.X.sum()),
+    }
+
+
+def _save_filtered(folder: Path, kept: Any, report: "QCReport") -> None:
+    import numpy as np
+
+    from neumf_assets.core.counts.store import save_counts
+
+    save_counts(kept, folder)
+    np.savez(
+        folder / "qc.npz",
+        totals=report.totals,
+        genes_seen=report.genes_seen,
+        mito_share=report.mito_share,
+        kept=report.kept,
+    )
+
+
+STAGES = (raw_counts, counts, long_counts)

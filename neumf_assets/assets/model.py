@@ -1,0 +1,130 @@
+"""Model: each dataset's NeuMF, how good it is on counts it has not seen, and the matrix it predicts."""
+
+from typing import TYPE_CHECKING, Any
+
+from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
+
+if TYPE_CHECKING:
+    from neumf_assets.core.neumf.model import NeuMFModel
+
+
+@stage(
+    group="model",
+    inputs=("counts",),
+    settings=("model",),
+    kinds=("pytorch", "safetensors"),
+    per_dataset=True,
+    uses_device=True,
+)
+def neumf_model(step: Step) -> Product:
+    """A neural matrix factorization (NeuMF) trained on this dataset's counts.
+
+    Each cell and each gene gets an embedding; a product of the two (GMF) and a small neural network over
+    both (MLP) together predict the expected count. Stored as safetensors weights and JSON; the curve shows
+    the loss on training and on held-out entries for each epoch.
+    """
+    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.neumf.train import fit
+
+    matrix = load_counts(step.one("counts").path)
+    model = fit(
+        matrix.X,
+        step.study.model,
+        gene_names=matrix.var_names.to_numpy(str),
+        cell_names=matrix.obs_names.to_numpy(str),
+        dataset_names=[step.dataset or ""],
+        device=step.device,
+        progress=step.progress,
+        checkpoint_dir=step.scratch,
+    )
+    return Product(model.save, model_figures(model), pictures=loss_pictures(model))
+
+
+@stage(
+    group="model",
+    inputs=("counts",),
+    settings=("model",),
+    kinds=("pytorch", "scikitlearn"),
+    per_dataset=True,
+    uses_device=True,
+    checks=(("beats_baselines", "The model predicts held-out counts better than every simple baseline."),),
+)
+def neumf_evaluation(step: Step) -> Product:
+    """How well the model predicts counts that it has not seen, beside simple baselines.
+
+    The counts are thinned into a training and a test part; models are trained on the one and scored by the
+    Poisson deviance of the other (lower is better). Also: is the predicted mean right (calibration), and is
+    an observed gene that was left out ranked above unobserved ones (HR@K, NDCG@K)?
+    """
+    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.neumf.evaluation import evaluate_neumf
+    from neumf_assets.core.report.plots import calibration_png, markdown_image
+
+    matrix = load_counts(step.one("counts").path)
+    result = evaluate_neumf(
+        matrix.X, step.study.model, step.study.evaluation, device=step.device, progress=step.progress
+    )
+    outcome = CheckOutcome("beats_baselines", result.beats_best_baseline, result.verdict())
+    return Product(
+        result.save,
+        result.figures(),
+        pictures={"calibration": markdown_image(calibration_png(result.calibration))},
+        tables={"held-out deviance": result.deviance_rows(), "ranking": result.ranking_rows()},
+        checks=[outcome],
+    )
+
+
+@stage(
+    group="model", inputs=("neumf_model",), kinds=("zarr",), per_dataset=True, uses_device=True
+)
+def dense_counts(step: Step) -> Product:
+    """The dense matrix that the model predicts: the expected count of every gene in every cell.
+
+    Cells × genes, float32, Zarr, written block by block; the names are stored with it. It holds the genes
+    that the model saw.
+    """
+    from neumf_assets.core.neumf.model import NeuMFModel
+
+    model = NeuMFModel.load(step.one("neumf_model").path, device=step.device)
+    cells, genes = model.shape
+    return Product(
+        lambda folder: model.write_dense(folder / "dense.zarr"),
+        {"cells": cells, "genes": genes, "values": cells * genes},
+    )
+
+
+def model_figures(model: "NeuMFModel") -> dict[str, Any]:
+    """What a person wants to know of a trained model."""
+    last = model.history[-1]
+    pairs = [float(row["pairs_per_second"]) for row in model.history]
+    return {
+        "cells": model.shape[0],
+        "genes": model.shape[1],
+        "epochs": len(model.history),
+        "train_loss": last["train_loss"],
+        "validation_loss": last.get("validation_loss"),
+        "pairs_per_second": sum(pairs) / len(pairs),
+        **{key: value for key, value in model.provenance.items()},
+    }
+
+
+def loss_history(model: "NeuMFModel") -> dict[str, list[float]]:
+    """The loss curves of a model: series by name."""
+    series = {"train": "train_loss", "validation": "validation_loss"}
+    return {
+        name: [float(row.get(key) if row.get(key) is not None else "nan") for row in model.history]
+        for name, key in series.items()
+    }
+
+
+def loss_pictures(model: "NeuMFModel") -> dict[str, str]:
+    """A small curve that Dagster renders in place, and one to read."""
+    from neumf_assets.core.report.plots import loss_curve_svg, loss_curves, markdown_image
+
+    history = loss_history(model)
+    small = loss_curve_svg(history)
+    large = markdown_image(loss_curves({"loss": history}), "loss by epoch")
+    return {"loss curve": small, "loss by epoch": large}
+
+
+STAGES = (neumf_model, dense_counts)

@@ -1,0 +1,90 @@
+"""An arm's cells on disk: the table of cells, their aligned embedding and its nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from neumf_assets.core.cells.neighbours import Neighbours
+from neumf_assets.core.errors import NeumfError
+
+if TYPE_CHECKING:
+    import anndata as ad
+
+CELL, DATASET = "cell", "dataset"
+
+
+@dataclass(frozen=True)
+class CellEmbedding:
+    """Cells in the space that an arm gives them.
+
+    Parameters
+    ----------
+    cells
+        One row per cell: ``cell`` (name), ``dataset``, and the label columns.
+    embedding
+        Cells × dimensions, float32, aligned between the datasets.
+    neighbours
+        The nearest neighbours in this embedding.
+    """
+
+    cells: pd.DataFrame
+    embedding: np.ndarray
+    neighbours: Neighbours
+
+    def save(self, folder: Path) -> None:
+        """Write ``cells.parquet``, ``embedding.npy``, ``neighbours.npy`` and ``distances.npy``."""
+        self.cells.to_parquet(folder / "cells.parquet", index=False)
+        np.save(folder / "embedding.npy", self.embedding)
+        np.save(folder / "neighbours.npy", self.neighbours.indices.astype(np.int32))
+        np.save(folder / f"distances-{self.neighbours.metric}.npy", self.neighbours.distances)
+
+    @classmethod
+    def load(cls, folder: Path) -> CellEmbedding:
+        """Read what :meth:`save` wrote."""
+        metric = "cosine" if (folder / "distances-cosine.npy").exists() else "euclidean"
+        distances = np.load(folder / f"distances-{metric}.npy", allow_pickle=False)
+        indices = np.load(folder / "neighbours.npy", allow_pickle=False).astype(np.int64)
+        return cls(
+            pd.read_parquet(folder / "cells.parquet"),
+            np.load(folder / "embedding.npy", allow_pickle=False),
+            Neighbours(indices, distances, metric),  # type: ignore[arg-type]
+        )
+
+
+def cell_table(counts: Mapping[str, ad.AnnData]) -> pd.DataFrame:
+    """All cells of a study, dataset by dataset in the given order, with the labels that came with them.
+
+    A label column that a dataset lacks is missing for its cells.
+    """
+    parts = []
+    for name, data in counts.items():
+        labels = data.obs.astype(object).where(data.obs.notna(), None).reset_index(drop=True)
+        own = pd.DataFrame({CELL: data.obs_names.to_numpy(str), DATASET: name})
+        parts.append(pd.concat([own, labels.drop(columns=[CELL, DATASET], errors="ignore")], axis=1))
+    table = pd.concat(parts, ignore_index=True)
+    for column in table.columns.difference([CELL, DATASET]):
+        table[column] = table[column].map(str, na_action="ignore").astype("string")
+    return table
+
+
+def label_column(cells: pd.DataFrame, wanted: str | None) -> str | None:
+    """The column to judge clusters by: the wanted one, else the first that labels two types or more.
+
+    Raises
+    ------
+    NeumfError
+        If the wanted column is not there.
+    """
+    columns = [name for name in cells.columns if name not in (CELL, DATASET)]
+    if wanted is not None:
+        if wanted not in columns:
+            known = ", ".join(columns) or "none"
+            raise NeumfError(f"label_column {wanted!r} is in no dataset. Label columns found: {known}.")
+        return wanted
+    return next((name for name in columns if cells[name].nunique() > 1), None)

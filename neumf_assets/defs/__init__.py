@@ -1,0 +1,1 @@
+"""Study instances: one folder each, with a ``defs.yaml``."""
