@@ -52,7 +52,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 def colour_map(categories: Sequence[str]) -> dict[str, str]:
     """Colour of each category, by its natural order.
 
-    The first 14 are the palette; further rounds repeat it darker and lighter, so that no two among 42 are equal.
+    The first 14 are the palette; further rounds repeat it darker and lighter: no two among 42 are equal.
     """
     colours: dict[str, str] = {}
     for name in ordered(categories):

@@ -74,6 +74,14 @@ def data_uri(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
+def inches_wide(png: bytes) -> float:
+    """Width that a PNG from this module was drawn for."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as picture:
+        return float(picture.width / picture.info["dpi"][0])
+
+
 def _new_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -201,7 +209,7 @@ def qc_histograms(
     datasets
         Dataset name -> figures of its cells.
     thresholds
-        Bounds of the quality control, drawn dashed: any of ``total_counts``, ``genes_per_cell``, ``mito_share``.
+        Bounds of the quality control, dashed: any of ``total_counts``, ``genes_per_cell``, ``mito_share``.
     image_format
         ``png`` or ``svg``.
     """
@@ -290,7 +298,7 @@ def loss_curves(
             epochs, known = _finite(values)
             marker = "o" if len(known) < 15 else ""
             axes.plot(epochs, known, color=colours[name], linewidth=1.8, marker=marker, markersize=3)
-        axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+        _whole_ticks(axes)
         _short_numbers(axes)
     if len(names) > 1:
         _draw_legend(figure, names, colours, (0.7, 0.05, width - 0.7, legend[1]))
@@ -308,22 +316,26 @@ def objective_curve(objectives: Mapping[str, Values], image_format: ImageFormat 
     for name, values in objectives.items():
         iterations, known = _finite(values)
         axes.plot(iterations, known, color=colours[name], linewidth=1.8)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    _whole_ticks(axes)
     _short_numbers(axes)
     if len(objectives) > 1:
         _draw_legend(figure, list(objectives), colours, (0.8, 0.05, 4.2, legend[1]))
     return _export(figure, image_format)
 
 
+def _whole_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
 def _short_numbers(axes: Axes) -> None:
     """Write large y values as 1.2 M instead of with an offset in the corner."""
     top = max(abs(v) for v in axes.get_ylim())
-    for unit, suffix in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if top >= unit:
-            scale = 1e3 if suffix == " k" else unit
-            axes.yaxis.set_major_formatter(lambda v, _, s=scale, u=suffix: f"{v / s:.4g}{u}")
-            return
-    axes.yaxis.set_major_formatter(lambda v, _: f"{v:.4g}")
+    units = ((1e9, " G"), (1e6, " M"), (1e4, " k"))
+    unit, suffix = next(((u, s) for u, s in units if top >= u), (1.0, ""))
+    scale = 1e3 if suffix == " k" else unit
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value / scale:.4g}{suffix}")
 
 
 def calibration(
@@ -412,8 +424,8 @@ def umap_panels(
 def umap_grid(arms: Mapping[str, EmbeddedCells], seed: int = 0, image_format: ImageFormat = "png") -> bytes:
     """Maps of several arms: one row per arm, one column per colouring.
 
-    A column's colours are the same in all rows, with one legend below; a colouring called ``cluster`` gets its
-    names written onto the cells instead, since clusters of different arms have nothing in common.
+    A column's colours are the same in all rows, with one legend below; a colouring called ``cluster`` gets
+    its names written onto the cells instead, since clusters of different arms have nothing in common.
     """
     columns = list(dict.fromkeys(name for cells in arms.values() for name in cells.colourings))
     categories = {
@@ -523,7 +535,7 @@ def _square_limits(axes: Axes, places: npt.NDArray[np.float64]) -> None:
 
 
 def _name_in_place(axes: Axes, places: npt.NDArray[np.float64], names: npt.NDArray[Any]) -> None:
-    from matplotlib.patheffects import Stroke, withStroke
+    from matplotlib.patheffects import withStroke
 
     texts: list[Text] = []
     for name in ordered(names):
@@ -538,8 +550,7 @@ def _name_in_place(axes: Axes, places: npt.NDArray[np.float64], names: npt.NDArr
             va="center",
         )
         text.set_fontweight("bold")
-        effects: list[Stroke] = [withStroke(linewidth=2.6, foreground="white")]
-        text.set_path_effects(effects)
+        text.set_path_effects([withStroke(linewidth=2.6, foreground="white")])
         texts.append(text)
     _part_texts(axes, texts)
 
@@ -548,7 +559,7 @@ def _densest_place(places: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Where most of the cells lie: the middle may lie outside a bent or split cluster."""
     bins = int(np.clip(math.sqrt(len(places)) / 3, 1, 12))
     count, x, y = np.histogram2d(places[:, 0], places[:, 1], bins=bins)
-    i, j = np.unravel_index(int(count.argmax()), count.shape)
+    i, j = divmod(int(count.argmax()), bins)
     near_x = (places[:, 0] >= x[max(i - 1, 0)]) & (places[:, 0] <= x[min(i + 2, bins)])
     near_y = (places[:, 1] >= y[max(j - 1, 0)]) & (places[:, 1] <= y[min(j + 2, bins)])
     middle = np.median(places[near_x & near_y], axis=0)
@@ -680,7 +691,7 @@ def _draw_score(
 def cluster_label_heatmap(
     clusters: Categories, labels: Categories, title: str = "", image_format: ImageFormat = "png"
 ) -> bytes:
-    """Share of each cluster's cells by label, clusters as rows, ordered so that matches lie on the diagonal."""
+    """Share of each cluster's cells by label; rows are ordered so that matches lie on the diagonal."""
     from matplotlib.colors import LinearSegmentedColormap
 
     row_names, column_names, table = cross_table(clusters, labels)
@@ -722,7 +733,7 @@ def cluster_label_heatmap(
 
 
 def cross_table(rows: Categories, columns: Categories) -> tuple[list[str], list[str], npt.NDArray[np.int64]]:
-    """Count pairs of categories; columns in natural order, rows by the column where they are most frequent."""
+    """Count pairs of categories; columns in natural order, rows by their most frequent column."""
     r, c = category_names(rows), category_names(columns)
     row_names, column_names = ordered(r), ordered(c)
     row_at = {name: i for i, name in enumerate(row_names)}

@@ -1,0 +1,139 @@
+"""What a report says: plain data, every part optional."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from neumf_assets.core.report.plots import Categories, RunScore, Values
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """One dataset: what was read, what quality control kept, and per-cell figures for the histograms.
+
+    ``removed`` maps a reason (``too few genes``) to the number of cells or genes that it removed.
+    """
+
+    name: str
+    cells: int
+    genes: int
+    zero_fraction: float | None = None
+    cells_read: int | None = None
+    genes_read: int | None = None
+    removed: Mapping[str, int] = field(default_factory=dict)
+    source: str = ""
+    sha256: str = ""
+    total_counts: Values | None = None
+    genes_per_cell: Values | None = None
+    mito_share: Values | None = None
+
+
+@dataclass(frozen=True)
+class FactorGenes:
+    """Top genes of one factor: shared by all datasets, and more or less used in single ones."""
+
+    name: str
+    shared: Sequence[str] = ()
+    specific: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One way of integrating the datasets; per-cell values all in the same order of cells."""
+
+    name: str
+    coordinates: npt.NDArray[Any] | None = None
+    dataset: Categories | None = None
+    label: Categories | None = None
+    cluster: Categories | None = None
+    factors: Sequence[FactorGenes] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Scores of the arms.
+
+    ``scores``: arm -> metric -> one value per seed (None where unknown). ``runs``: one entry per arm,
+    resolution and seed, for the picture. ``chance``: metric -> score of data whose structure was destroyed.
+    """
+
+    scores: Mapping[str, Mapping[str, Sequence[float | None]]] = field(default_factory=dict)
+    runs: Sequence[RunScore] = ()
+    chance: Mapping[str, float] = field(default_factory=dict)
+    best_arm: str | None = None
+    rule: str = ""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Progress of one training or factorisation: series name -> value per epoch or iteration."""
+
+    name: str
+    series: Mapping[str, Values]
+    kind: str = "loss"  # "loss" or "objective"
+
+
+@dataclass(frozen=True)
+class DatasetEvaluation:
+    """How well one dataset's model predicts counts that it has not seen.
+
+    ``deviance``: method -> mean Poisson deviance of the held-out counts (``model`` names ours).
+    ``ranking``: method -> measure (``HR@10``) -> value. ``predicted``, ``observed``: means for calibration.
+    """
+
+    dataset: str
+    deviance: Mapping[str, float] = field(default_factory=dict)
+    model: str = "neumf"
+    ranking: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    predicted: Values | None = None
+    observed: Values | None = None
+
+
+@dataclass(frozen=True)
+class MarkerGene:
+    """A gene that one cluster's cells show more than all others, from raw counts."""
+
+    gene: str
+    log2_fold_change: float
+    p_adjusted: float | None = None
+    share_inside: float | None = None
+    share_outside: float | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What was run, with what, so that it can be repeated."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a study's report can show; a part without data leaves no trace in the page.
+
+    ``created`` is a time as text (the renderer never looks at the clock). ``qc_thresholds`` may bound
+    ``total_counts``, ``genes_per_cell`` and ``mito_share``. ``markers`` belong to the clusters of
+    ``markers_arm``.
+    """
+
+    study: str
+    title: str = ""
+    description: str = ""
+    created: str = ""
+    datasets: Sequence[DatasetSummary] = ()
+    qc_thresholds: Mapping[str, float] = field(default_factory=dict)
+    arms: Sequence[ArmResult] = ()
+    comparison: Comparison | None = None
+    curves: Sequence[Curves] = ()
+    evaluations: Sequence[DatasetEvaluation] = ()
+    markers: Mapping[str, Sequence[MarkerGene]] = field(default_factory=dict)
+    markers_arm: str = ""
+    warnings: Sequence[str] = ()
+    provenance: Provenance | None = None
