@@ -23,7 +23,7 @@ from neumf_assets.core.neumf.fused.tower import (
     fused_block_loss,
 )
 
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-3}
 DEFAULT_TOWER = (64, 32, 16, 8)
 
 
@@ -78,15 +78,47 @@ class Case:
         return [leaves[f"w{i}"] for i in numbers], [leaves[f"b{i}"] for i in numbers]
 
 
-def predictor(case: Case, leaves: dict[str, Tensor]) -> Tensor:
+class Rounded(torch.autograd.Function):
+    """To bfloat16 and back; the gradient passes as it is."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.bfloat16().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
+
+
+class RoundedGradient(torch.autograd.Function):
+    """As it is; the gradient is rounded to bfloat16."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad.bfloat16().to(grad.dtype)
+
+
+def predictor(case: Case, leaves: dict[str, Tensor], precision: str) -> Tensor:
+    """Return f; for bfloat16 with the operands of every product rounded, and nothing else.
+
+    A rectifier near zero flips with the rounding, so unrounded references are only good for averages.
+    """
+    rounded = Rounded.apply if precision == "bfloat16" else torch.clone
+    rounded_gradient = RoundedGradient.apply if precision == "bfloat16" else torch.clone
     hidden = (leaves["a"][:, None] + leaves["c"][None]).relu()
     for weight, bias in zip(*case.layers(leaves), strict=True):
-        hidden = (hidden @ weight.T + bias).relu()
+        hidden = rounded_gradient(rounded(hidden) @ rounded(weight).T + bias).relu()
     return leaves["f0"] + hidden @ leaves["out"]
 
 
-def reference_loss(case: Case, leaves: dict[str, Tensor], objective: str, mask: Tensor | None) -> Tensor:
-    f, y, log_size = predictor(case, leaves), case.y.double(), case.log_size.double()[:, None]
+def reference_loss(
+    case: Case, leaves: dict[str, Tensor], objective: str, mask: Tensor | None, precision: str
+) -> Tensor:
+    f, y, log_size = predictor(case, leaves, precision), case.y.double(), case.log_size.double()[:, None]
     log_mean = (f + log_size).clamp(max=14.0)
     mean = log_mean.exp()
     if objective == "poisson":
@@ -103,20 +135,28 @@ def reference_loss(case: Case, leaves: dict[str, Tensor], objective: str, mask: 
     return loss.sum() if mask is None else (loss * mask).sum()
 
 
-def both(
+Gradients = dict[str, Tensor]
+
+
+def reference(
+    case: Case, precision: str, objective: str = "poisson", mask: Tensor | None = None
+) -> Gradients:
+    """Return loss and gradients by float64 autograd, with the rounding of ``precision``."""
+    leaves = case.leaves(torch.float64)
+    return gradients(leaves, reference_loss(case, leaves, objective, mask, precision))
+
+
+def kernel(
     case: Case, precision: str, objective: str = "poisson", mask: Tensor | None = None, **options: object
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return loss and gradients of the kernel and of float64 autograd."""
-    ours, exact = case.leaves(torch.float32), case.leaves(torch.float64)
-    loss = run(case, ours, precision, objective, mask=mask, **options)
+) -> Gradients:
+    """Return loss and gradients of the kernel."""
+    leaves = case.leaves(torch.float32)
+    return gradients(leaves, run(case, leaves, precision, objective, mask=mask, **options))
+
+
+def gradients(leaves: dict[str, Tensor], loss: Tensor) -> Gradients:
     loss.backward()
-    expected = reference_loss(case, exact, objective, mask)
-    expected.backward()
-    used = [name for name, value in exact.items() if value.grad is not None]
-    return (
-        {"loss": loss.detach()} | {name: ours[name].grad for name in used},  # type: ignore[dict-item]
-        {"loss": expected.detach()} | {name: exact[name].grad for name in used},  # type: ignore[dict-item]
-    )
+    return {"loss": loss.detach()} | {k: leaf.grad for k, leaf in leaves.items() if leaf.grad is not None}
 
 
 def run(case: Case, leaves: dict[str, Tensor], precision: str, objective: str, **options: object) -> Tensor:
@@ -135,18 +175,23 @@ def run(case: Case, leaves: dict[str, Tensor], precision: str, objective: str, *
     )
 
 
-def assert_close(ours: dict[str, Tensor], exact: dict[str, Tensor], tolerance: float) -> None:
+def error(ours: Tensor, exact: Tensor) -> float:
+    return float((ours.double() - exact.double()).norm() / exact.double().norm().clamp_min(1e-12))
+
+
+def assert_same(ours: Gradients, exact: Gradients, tolerance: float = TOLERANCE["float32"]) -> None:
+    assert ours.keys() == exact.keys()
     for name, value in exact.items():
-        error = (ours[name].double() - value).norm() / value.norm().clamp_min(1e-12)
-        assert error <= tolerance, f"{name} is off by {error:.2g}"
+        assert error(ours[name], value) <= tolerance, name
 
 
 @pytest.mark.parametrize("objective", ["poisson", "nb", "mse", "bce"])
 def test_loss_and_gradients_match_float64(objective: str, precision: str) -> None:
-    ours, exact = both(Case(9, 203, DEFAULT_TOWER), precision, objective)
-    assert set(exact) >= {"loss", "f0", "a", "c", "w0", "w2", "b0", "b2", "out"}
-    assert ("log_dispersion" in exact) == (objective == "nb")
-    assert_close(ours, exact, TOLERANCE[precision])
+    case = Case(9, 203, DEFAULT_TOWER)
+    ours = kernel(case, precision, objective)
+    assert_same(ours, reference(case, precision, objective), TOLERANCE[precision])
+    assert ours.keys() >= {"loss", "f0", "a", "c", "w0", "w2", "b0", "b2", "out"}
+    assert ("log_dispersion" in ours) == (objective == "nb")
 
 
 @pytest.mark.parametrize(
@@ -164,16 +209,15 @@ def test_loss_and_gradients_match_float64(objective: str, precision: str) -> Non
     ],
 )
 def test_any_shape(cells: int, genes: int, tower: tuple[int, ...], precision: str) -> None:
-    ours, exact = both(Case(cells, genes, tower, seed=3), precision)
-    # a single pair averages no rounding away
-    assert_close(ours, exact, TOLERANCE[precision] * (2 if cells * genes < 50 else 1))
+    case = Case(cells, genes, tower, seed=3)
+    assert_same(kernel(case, precision), reference(case, precision), TOLERANCE[precision])
 
 
 def test_masked_entries_do_not_count(precision: str) -> None:
     case = Case(6, 70, DEFAULT_TOWER)
     mask = torch.rand(6, 70, generator=torch.Generator().manual_seed(1)) < 0.7
-    ours, exact = both(case, precision, mask=mask)
-    assert_close(ours, exact, TOLERANCE[precision])
+    ours = kernel(case, precision, mask=mask)
+    assert_same(ours, reference(case, precision, mask=mask), TOLERANCE[precision])
     assert bool((ours["f0"][~mask] == 0).all())
 
 
@@ -191,9 +235,9 @@ def test_targets_from_csr_and_held_out_lists_equal_the_dense_form(precision: str
         torch.as_tensor(matrix.indices),
         torch.as_tensor(matrix.data),
     )
-    masked, _ = both(case, precision, mask=mask)
-    listed, _ = both(case, precision, y=sparse, held_out=held)
-    blank, _ = both(case, precision, y=case.y.masked_fill(~mask, torch.nan))
+    masked = kernel(case, precision, mask=mask)
+    listed = kernel(case, precision, y=sparse, held_out=held)
+    blank = kernel(case, precision, y=case.y.masked_fill(~mask, torch.nan))
     for name, value in masked.items():
         assert torch.equal(listed[name], value), name
         assert torch.equal(blank[name], value), name
@@ -202,9 +246,10 @@ def test_targets_from_csr_and_held_out_lists_equal_the_dense_form(precision: str
 def test_predictor_above_its_bound_has_no_gradient(precision: str) -> None:
     case = Case(2, 20, DEFAULT_TOWER)
     case.parameters["f0"][0] = 100.0
-    ours, exact = both(case, precision)
+    ours = kernel(case, precision)
+    assert_same(ours, reference(case, precision), TOLERANCE[precision])
     assert bool((ours["f0"][0] == 0).all())
-    assert float(ours["loss"]) == pytest.approx(float(exact["loss"]), rel=1e-5)
+    assert bool((ours["a"][0] == 0).all())
 
 
 def test_scale_and_outer_gradient_multiply(precision: str) -> None:
@@ -227,29 +272,37 @@ def test_prediction_is_the_predictor(precision: str) -> None:
         leaves["out"],
         precision=precision,  # type: ignore[arg-type]
     )
-    exact = predictor(case, case.leaves(torch.float64))
-    assert_close({"f": ours}, {"f": exact.detach()}, TOLERANCE[precision])
+    exact = predictor(case, case.leaves(torch.float64), precision).detach()
+    assert error(ours, exact) <= TOLERANCE[precision]
+
+
+def test_bfloat16_is_near_unrounded_float64() -> None:
+    require("bfloat16")
+    case = Case(64, 512, DEFAULT_TOWER)
+    ours, exact = kernel(case, "bfloat16", "bce"), reference(case, "float32", "bce")
+    assert_same(ours, exact, 0.1)  # sums over entries whose gradients cancel
+    assert error(ours["loss"], exact["loss"]) < 1e-3
+    assert error(ours["f0"], exact["f0"]) < 0.01
 
 
 def test_same_result_bit_for_bit(precision: str) -> None:
     case = Case(16, 300, DEFAULT_TOWER)
-    first, _ = both(case, precision)
+    first = kernel(case, precision)
     for _ in range(3):
-        again, _ = both(case, precision)
+        again = kernel(case, precision)
         assert all(torch.equal(again[name], first[name]) for name in first)
 
 
 def test_any_number_of_threads_agrees(precision: str) -> None:
     case = Case(4, 150, DEFAULT_TOWER)
-    one, _ = both(case, precision, threads=1)
+    one = kernel(case, precision, threads=1)
     for threads in (2, 3, 64):
-        many, _ = both(case, precision, threads=threads)
-        assert_close(many, {name: value.double() for name, value in one.items()}, 1e-5)
+        assert_same(kernel(case, precision, threads=threads), one)
 
 
 def test_overwriting_f0_changes_nothing_else(precision: str) -> None:
     case = Case(4, 50, DEFAULT_TOWER)
-    fresh, _ = both(case, precision)
+    fresh = kernel(case, precision)
     leaves = case.leaves(torch.float32)
     f0 = leaves["f0"] * 1.0
     run(case, leaves | {"f0": f0}, precision, "poisson", overwrite_f0=True).backward()
@@ -262,7 +315,7 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="y has shape"):
         run(case, case.leaves(torch.float32), "float32", "poisson", y=case.y[:, :-1])
     with pytest.raises(ValueError, match="at most 5 hidden layers"):
-        both(Case(2, 3, (8,) * 6), "float32")
+        kernel(Case(2, 3, (8,) * 6), "float32")
 
 
 BUILD = """

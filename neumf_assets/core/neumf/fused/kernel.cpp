@@ -3,6 +3,7 @@
 #include <thread>
 #include <vector>
 
+#include "bfloat16.h"
 #include "float32.h"
 
 namespace fused {
@@ -40,6 +41,13 @@ extern "C" {
 // 0: done; 1: out of memory or threads.
 int32_t fused_block(fused::Block* block) {
   try {
+#ifdef FUSED_BFLOAT16
+    // a single layer has no matrix product
+    if (block->precision == fused::kBfloat16 && block->depth > 1) {
+      fused::run<fused::Bfloat16Tower>(*block);
+      return 0;
+    }
+#endif
     fused::run<fused::Float32Tower>(*block);
     return 0;
   } catch (...) {
@@ -48,7 +56,12 @@ int32_t fused_block(fused::Block* block) {
 }
 
 // Whether blocks of this precision can be run here.
-int32_t fused_supports(int32_t precision) { return precision == fused::kFloat32; }
+int32_t fused_supports(int32_t precision) {
+#ifdef FUSED_BFLOAT16
+  if (precision == fused::kBfloat16) return fused::allow_tiles();
+#endif
+  return precision == fused::kFloat32;
+}
 
 // Bytes of the block, so that the caller can tell a mismatched library.
 int64_t fused_block_size() { return sizeof(fused::Block); }

@@ -21,7 +21,7 @@ MAX_DEPTH = 5
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
 NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 BUILD_SECONDS = 300
-SOURCES = ("kernel.cpp", "block.h", "simd.h", "objective.h", "float32.h")
+SOURCES = ("kernel.cpp", "block.h", "simd.h", "objective.h", "float32.h", "bfloat16.h")
 
 
 class KernelUnavailable(RuntimeError):
