@@ -209,14 +209,14 @@ class MarkerSettings(Settings):
 
     n_genes: int = Field(default=25, ge=1, le=10_000, description="Marker genes listed for each cluster.")
     min_cell_share: float = Field(
-        default=0.01,
+        default=0.05,
         ge=0,
         le=1,
         description="Genes seen in a smaller share of every cluster's cells are not tested: they cannot mark "
         "one.",
     )
     max_cells_per_cluster: int = Field(
-        default=1_000,
+        default=500,
         ge=10,
         le=1_000_000,
         description="Cells drawn from each cluster for the test, which bounds time and memory; p-values "

@@ -1,0 +1,136 @@
+"""Marker genes of clusters, tested on counts.
+
+Never on denoised values: a model that was trained on all cells makes neighbouring cells alike, and a test on
+its predictions finds differences that no cell showed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from neumf_assets.core.cells.clustering import NOISE
+from neumf_assets.core.cells.settings import MarkerSettings
+from neumf_assets.core.errors import NeumfError
+
+_FEWEST_CELLS = 3
+COLUMNS = ("cluster", "rank", "gene", "score", "log2_fold_change", "p_adjusted", "share_in", "share_out")
+
+
+def find_markers(
+    counts: sp.spmatrix,
+    genes: Sequence[str],
+    clusters: Sequence[str] | pd.Series,
+    settings: MarkerSettings | None = None,
+) -> pd.DataFrame:
+    """Find the genes that are higher in each cluster than in all others, by the Wilcoxon rank sum test.
+
+    Counts are divided by the cell's total, scaled to 10,000 and log-transformed; the test is scanpy's,
+    without correction for ties, which makes it conservative. Clusters of fewer than three cells, and noise,
+    are left out.
+
+    Parameters
+    ----------
+    counts
+        Cells × genes, whole numbers.
+    clusters
+        Cluster of every cell.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``cluster``, ``rank`` (from 1), ``gene``, ``score`` (z of the test), ``log2_fold_change``,
+        ``p_adjusted`` (Benjamini-Hochberg within the cluster), ``share_in`` and ``share_out`` (share of the
+        tested cells, inside and outside the cluster, in which the gene was seen).
+
+    Raises
+    ------
+    NeumfError
+        Values that are not counts, or lengths that don't fit.
+    """
+    settings = settings or MarkerSettings()
+    matrix = sp.csr_matrix(counts)
+    groups = pd.Series(np.asarray(clusters, dtype=object)).astype(str)
+    _check(matrix, genes, groups)
+    cells = _draw_cells(groups, settings)
+    groups = groups.iloc[cells].reset_index(drop=True)
+    if groups.nunique() < 2:
+        return pd.DataFrame(columns=list(COLUMNS))
+    tested = _log_normalised(matrix[cells], genes, groups)
+    seen = _shares(tested, groups)
+    tested = tested[:, (seen >= settings.min_cell_share).any(axis=0).to_numpy()].copy()
+    return _rank(tested, settings)
+
+
+def _check(matrix: sp.csr_matrix, genes: Sequence[str], groups: pd.Series) -> None:
+    if matrix.shape != (len(groups), len(genes)):
+        raise NeumfError(
+            f"{len(groups)} clusters and {len(genes)} genes do not fit counts of {matrix.shape}."
+        )
+    if (matrix.data < 0).any() or (matrix.data != np.round(matrix.data)).any():
+        raise NeumfError("Marker genes are tested on raw counts; these values are not whole numbers.")
+
+
+def _draw_cells(groups: pd.Series, settings: MarkerSettings) -> np.ndarray:
+    """Draw at most so many cells of each cluster that is large enough to be tested."""
+    rng = np.random.default_rng(settings.seed)
+    drawn = []
+    for name in sorted(groups.unique()):
+        members = np.flatnonzero(groups == name)
+        if name == NOISE or len(members) < _FEWEST_CELLS:
+            continue
+        if len(members) > settings.max_cells_per_cluster:
+            members = rng.choice(members, settings.max_cells_per_cluster, replace=False)
+        drawn.append(members)
+    return np.sort(np.concatenate(drawn)) if drawn else np.empty(0, np.int64)
+
+
+def _log_normalised(counts: sp.csr_matrix, genes: Sequence[str], groups: pd.Series) -> ad.AnnData:
+    import scanpy as sc
+
+    data = ad.AnnData(
+        counts.astype(np.float32),
+        obs=pd.DataFrame({"cluster": pd.Categorical(groups)}, index=groups.index.astype(str)),
+        var=pd.DataFrame(index=pd.Index(list(genes), name="gene")),
+    )
+    sc.pp.normalize_total(data, target_sum=1e4)
+    sc.pp.log1p(data)
+    return data
+
+
+def _shares(data: ad.AnnData, groups: pd.Series) -> pd.DataFrame:
+    """Give the share of each cluster's cells in which each gene was seen (clusters × genes)."""
+    names, codes = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(codes)
+    membership = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+    return pd.DataFrame(
+        (membership @ (data.X > 0)).toarray() / sizes[:, None], index=names, columns=data.var_names
+    )
+
+
+def _rank(data: ad.AnnData, settings: MarkerSettings) -> pd.DataFrame:
+    import scanpy as sc
+
+    sc.tl.rank_genes_groups(data, "cluster", method="wilcoxon", pts=True)
+    found = sc.get.rank_genes_groups_df(data, group=None)
+    found = found.rename(
+        columns={
+            "group": "cluster",
+            "names": "gene",
+            "scores": "score",
+            "logfoldchanges": "log2_fold_change",
+            "pvals_adj": "p_adjusted",
+            "pct_nz_group": "share_in",
+            "pct_nz_reference": "share_out",
+        }
+    )
+    found = found[(found["score"] > 0) & (found["p_adjusted"] <= settings.max_adjusted_p)]
+    found["cluster"] = found["cluster"].astype(str)
+    found["rank"] = found.groupby("cluster").cumcount() + 1
+    found = found[found["rank"] <= settings.n_genes]
+    order = found["cluster"].map(lambda name: (len(name), name))
+    return found.loc[order.sort_values(kind="stable").index, list(COLUMNS)].reset_index(drop=True)
