@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "inbox", nargs="?", help="folder or URL with count files; the study's own inbox by default"
     )
-    run.add_argument("--study", help="name of the study; by default the name of the inbox folder, or 'example'")
+    run.add_argument(
+        "--study", help="name of the study; by default the name of the inbox folder, or 'example'"
+    )
     run.set_defaults(action=_run)
     ui = commands.add_parser(
         "ui", help="the Dagster web interface and daemon on 127.0.0.1", description="Runs until interrupted."

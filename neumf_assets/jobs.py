@@ -19,7 +19,9 @@ def study_jobs(study: StudySettings, declared: Sequence[Stage]) -> list[Unresolv
     own = [item for item in declared if item.per_dataset]
     return [
         _job(study, "ingest", [i for i in own if i.group == "ingest"], "Read, check and filter datasets."),
-        _job(study, "train", own, "Everything that belongs to one dataset, from its file to the dense matrix."),
+        _job(
+            study, "train", own, "Everything that belongs to one dataset, from its file to the dense matrix."
+        ),
         _job(
             study,
             "integrate",

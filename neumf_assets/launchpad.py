@@ -54,7 +54,9 @@ def _section(section: Settings, name: str) -> dg.Field:
         )
         for key, field in type(section).model_fields.items()
     }
-    return dg.Field(dg.Shape(fields), is_required=False, description=StudySettings.model_fields[name].description)
+    return dg.Field(
+        dg.Shape(fields), is_required=False, description=StudySettings.model_fields[name].description
+    )
 
 
 def _describe(field: FieldInfo) -> str:

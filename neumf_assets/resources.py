@@ -32,7 +32,9 @@ class DeviceResource(dg.ConfigurableResource):
         """
         wanted = self.device or requested_device()
         if wanted not in DEVICES:
-            raise dg.Failure(f"device is {wanted!r}; set it to one of {', '.join(DEVICES)}.", allow_retries=False)
+            raise dg.Failure(
+                f"device is {wanted!r}; set it to one of {', '.join(DEVICES)}.", allow_retries=False
+            )
         if wanted == "cpu":
             return "cpu"
         import torch
@@ -41,8 +43,8 @@ class DeviceResource(dg.ConfigurableResource):
             return "cuda"
         if wanted == "cuda":
             raise dg.Failure(
-                "NEUMF_DEVICE is 'cuda', but torch finds no CUDA device. Set NEUMF_DEVICE=auto or cpu, or install "
-                "a CUDA build of torch (see NEUMF_TORCH in the README).",
+                "NEUMF_DEVICE is 'cuda', but torch finds no CUDA device. Set NEUMF_DEVICE=auto or cpu, or "
+                "install a CUDA build of torch (see NEUMF_TORCH in the README).",
                 allow_retries=False,
             )
         return "cpu"

@@ -99,7 +99,7 @@ def _requests(
             dataset_partitions(study.name).build_add_request([item.name for item in ready])
         ],
         run_requests=[
-            # The count makes a file that goes back to an earlier content a new request: run keys last for ever.
+            # Run keys last for ever; the count lets a file that goes back to an earlier content run again.
             dg.RunRequest(
                 run_key=f"{item.name}-{item.identity[:16]}-{times[item.name]}", partition_key=item.name
             )

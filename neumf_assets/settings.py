@@ -7,12 +7,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from neumf_assets.core.cells.settings import ClusterSettings, MetricsSettings, UmapSettings
+from neumf_assets.core.cells.settings import (
+    AlignSettings,
+    ClusterSettings,
+    IntegratedSettings,
+    MarkerSettings,
+    MetricsSettings,
+    UmapSettings,
+)
 from neumf_assets.core.counts.settings import QCSettings, ReadSettings
 from neumf_assets.core.counts.simulate_settings import SimulatorSettings
 from neumf_assets.core.errors import BadSettings
-#from neumf_assets.core.liger.settings import LigerSettings
-#from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
+from neumf_assets.core.liger.settings import LigerSettings
+from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
 from neumf_assets.core.neumf.settings import NeuMFSettings, ineumf_defaults
 from neumf_assets.core.settings import Settings
 
@@ -28,8 +35,8 @@ class ScheduleSettings(Settings):
 
     cron: str | None = Field(
         None,
-        description="Cron expression of a refresh of everything that is out of date; null: only on arrival, so "
-        "that nothing runs at night unasked.",
+        description="Cron expression of a refresh of all that is out of date; null: only on arrival, so that "
+        "nothing runs at night unasked.",
     )
     timezone: str = Field("UTC", description="Time zone of the cron expression.")
 
@@ -56,16 +63,24 @@ class StudySettings(Settings):
         None, description="Column that says which cells were measured together; null: the dataset."
     )
     arms: tuple[Arm, ...] = Field(
-        ARMS, min_length=1, description="Ways of integrating the datasets to build and compare; all by default."
+        ARMS,
+        min_length=1,
+        description="Ways of integrating the datasets to build and compare; all by default.",
     )
     read: ReadSettings = Field(ReadSettings(), description="How count files are read.")
     qc: QCSettings = Field(QCSettings(), description="Which cells and genes are kept.")
     model: NeuMFSettings = Field(NeuMFSettings(), description="The NeuMF model of each dataset.")
-    #    liger: LigerSettings = Field(LigerSettings(), description="The LIGER arms.")
+    evaluation: EvaluationSettings = Field(
+        EvaluationSettings(), description="Held-out evaluation of each dataset's model."
+    )
+    liger: LigerSettings = Field(LigerSettings(), description="The LIGER arms.")
     ineumf: NeuMFSettings = Field(ineumf_defaults(), description="The integrative NeuMF over all datasets.")
+    align: AlignSettings = Field(AlignSettings(), description="Alignment of the integrative NeuMF's cells.")
     clusters: ClusterSettings = Field(ClusterSettings(), description="Neighbour graph and clusters of cells.")
     umap: UmapSettings = Field(UmapSettings(), description="The map of the cells.")
     metrics: MetricsSettings = Field(MetricsSettings(), description="Scores of the arms.")
+    markers: MarkerSettings = Field(MarkerSettings(), description="Marker genes of the clusters.")
+    integrated: IntegratedSettings = Field(IntegratedSettings(), description="The integrated h5ad file.")
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="Timed refreshes.")
 
     @model_validator(mode="after")

@@ -43,7 +43,8 @@ def find_or_register(home: Home, name: str | None, inbox: str | None) -> StudySe
         return _same_inbox(home, studies[name], inbox)
     if inbox is None:
         raise BadSettings(
-            f"There is no study {name!r}. Known: {', '.join(sorted(studies))}. Give an inbox to make a new one."
+            f"There is no study {name!r}. Known: {', '.join(sorted(studies))}. "
+            "Give an inbox to make a new one."
         )
     study = StudySettings(name=name, inbox=inbox)
     values = {"name": name, "inbox": inbox}

@@ -161,7 +161,10 @@ def _metadata_value(value: Any) -> Any:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
     plain = [
-        {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in row.items()}
+        {
+            key: value if isinstance(value, (int, float, str, bool)) else str(value)
+            for key, value in row.items()
+        }
         for row in rows
     ]
     return dg.MetadataValue.table(records=[dg.TableRecord(row) for row in plain])

@@ -51,9 +51,8 @@ def _clusters(arm: Arm) -> Stage:
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
         graph = cell_graph(cells.neighbours, step.study.clusters)
         found = cluster_cells(cells.embedding, graph, step.study.clusters, progress=step.progress)
-        figures = {
-            f"{name}_clusters": int(found[name].nunique()) for name in found if not name.startswith("leiden_r")
-        }
+        methods = [str(name) for name in found if not str(name).startswith("leiden_r")]
+        figures = {f"{name}_clusters": int(found[name].nunique()) for name in methods}
         return Product(lambda folder: _save_table(folder, "clusters", cells, found), figures)
 
     return clusters
@@ -109,9 +108,9 @@ def _metrics(arm: Arm) -> Stage:
     def metrics(step: Step) -> Product:
         """How good this arm is: do clusters match known cell types, and do the datasets mix?
 
-        ARI, AMI and NMI compare the clusters with the labels (1: the same, 0: chance). The share of neighbours
-        from the cell's own dataset is shown beside the share expected if the datasets were mixed. Scores that
-        need labels are left out where there are none.
+        ARI, AMI and NMI compare the clusters with the labels (1: the same, 0: chance). The share of
+        neighbours from the cell's own dataset is shown beside the share expected if the datasets were mixed.
+        Scores that need labels are left out where there are none.
         """
         from neumf_assets.core.cells.metrics import score_embedding
         from neumf_assets.core.cells.store import CellEmbedding, label_column
@@ -127,12 +126,11 @@ def _metrics(arm: Arm) -> Stage:
             step.study.metrics,
         )
         scores = scores.model_copy(update=_liger_scores(step, arm, cells))
-        tables = {"by resolution and seed": [run.model_dump(mode="json") for run in scores.runs]}
         return Product(
             lambda folder: (folder / "metrics.json").write_text(scores.model_dump_json(indent=1)),
             scores.summary(),
             pictures=_heatmap(step, arm, cells, column),
-            tables=tables,
+            tables={"by resolution and seed": [run.model_dump(mode="json") for run in scores.runs]},
         )
 
     return metrics
@@ -155,7 +153,8 @@ def map_of(
     colourings = {"dataset": cells.cells["dataset"].to_numpy(object)}
     column = label_column(cells.cells, step.study.label_column)
     if column:
-        colourings[column] = cells.cells[column].to_numpy(object, na_value=None)
+        labels = cells.cells[column]
+        colourings[column] = labels.astype(object).where(labels.notna(), None).to_numpy()
     colourings["cluster"] = clusters[delivered_clusters(clusters)].to_numpy(object)
     return EmbeddedCells(coordinates[["umap_1", "umap_2"]].to_numpy(), colourings)
 

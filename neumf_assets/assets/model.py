@@ -1,10 +1,12 @@
 """Model: each dataset's NeuMF, how good it is on counts it has not seen, and the matrix it predicts."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
 
 if TYPE_CHECKING:
+    from neumf_assets.core.neumf.evaluation import Evaluation
     from neumf_assets.core.neumf.model import NeuMFModel
 
 
@@ -43,7 +45,7 @@ def neumf_model(step: Step) -> Product:
 @stage(
     group="model",
     inputs=("counts",),
-    settings=("model",),
+    settings=("model", "evaluation"),
     kinds=("pytorch", "scikitlearn"),
     per_dataset=True,
     uses_device=True,
@@ -58,25 +60,62 @@ def neumf_evaluation(step: Step) -> Product:
     """
     from neumf_assets.core.counts.store import load_counts
     from neumf_assets.core.neumf.evaluation import evaluate_neumf
-    from neumf_assets.core.report.plots import calibration_png, markdown_image
 
     matrix = load_counts(step.one("counts").path)
     result = evaluate_neumf(
-        matrix.X, step.study.model, step.study.evaluation, device=step.device, progress=step.progress
+        matrix.X,
+        step.study.model,
+        step.study.evaluation,
+        gene_names=matrix.var_names.to_numpy(str),
+        device=step.device,
+        progress=step.progress,
+        checkpoint_dir=step.scratch,
     )
-    outcome = CheckOutcome("beats_baselines", result.beats_best_baseline, result.verdict())
+    content = json.dumps(result.to_json(), indent=1)
+    figures = {f"deviance_{name}": value for name, value in result.heldout_deviance.items()}
     return Product(
-        result.save,
-        result.figures(),
-        pictures={"calibration": markdown_image(calibration_png(result.calibration))},
-        tables={"held-out deviance": result.deviance_rows(), "ranking": result.ranking_rows()},
-        checks=[outcome],
+        lambda folder: (folder / "evaluation.json").write_text(content),
+        {**figures, "heldout_deviance": result.heldout_deviance, "best_baseline": result.best_baseline},
+        pictures=_calibration_picture(result),
+        tables={"held-out": _score_rows(result)},
+        checks=[_beats_baselines(result)],
     )
 
 
-@stage(
-    group="model", inputs=("neumf_model",), kinds=("zarr",), per_dataset=True, uses_device=True
-)
+def _beats_baselines(result: "Evaluation") -> CheckOutcome:
+    best = result.best_baseline
+    known = {name: value for name, value in result.heldout_deviance.items() if value is not None}
+    listed = ", ".join(f"{name} {value:.4f}" for name, value in sorted(known.items(), key=lambda kv: kv[1]))
+    return CheckOutcome(
+        "beats_baselines",
+        result.beats_best_baseline is not False,
+        f"Held-out deviance (lower is better): {listed}. Best baseline: {best or 'none'}.",
+        known,
+    )
+
+
+def _score_rows(result: "Evaluation") -> list[dict[str, Any]]:
+    return [
+        {
+            "method": name,
+            "held-out deviance": score.heldout_deviance if score.heldout_deviance is not None else "",
+            "seconds": round(score.seconds, 2),
+        }
+        for name, score in result.methods.items()
+    ]
+
+
+def _calibration_picture(result: "Evaluation") -> dict[str, str]:
+    from neumf_assets.core.report.plots import calibration, markdown_image
+
+    bins = result.methods[result.model].calibration
+    if not bins:
+        return {}
+    picture = calibration([b.predicted for b in bins], [b.observed for b in bins], result.model)
+    return {"calibration": markdown_image(picture, "predicted against observed mean")}
+
+
+@stage(group="model", inputs=("neumf_model",), kinds=("zarr",), per_dataset=True, uses_device=True)
 def dense_counts(step: Step) -> Product:
     """The dense matrix that the model predicts: the expected count of every gene in every cell.
 
@@ -104,17 +143,14 @@ def model_figures(model: "NeuMFModel") -> dict[str, Any]:
         "train_loss": last["train_loss"],
         "validation_loss": last.get("validation_loss"),
         "pairs_per_second": sum(pairs) / len(pairs),
-        **{key: value for key, value in model.provenance.items()},
+        **model.provenance,
     }
 
 
 def loss_history(model: "NeuMFModel") -> dict[str, list[float]]:
     """The loss curves of a model: series by name."""
     series = {"train": "train_loss", "validation": "validation_loss"}
-    return {
-        name: [float(row.get(key) if row.get(key) is not None else "nan") for row in model.history]
-        for name, key in series.items()
-    }
+    return {name: [float(row.get(key, "nan")) for row in model.history] for name, key in series.items()}
 
 
 def loss_pictures(model: "NeuMFModel") -> dict[str, str]:
@@ -127,4 +163,4 @@ def loss_pictures(model: "NeuMFModel") -> dict[str, str]:
     return {"loss curve": small, "loss by epoch": large}
 
 
-STAGES = (neumf_model, dense_counts)
+STAGES = (neumf_model, neumf_evaluation, dense_counts)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What a stage says about the quality of its own result; a failed one warns, it does not stop anything."""
+    """What a stage says about the quality of its own result; a failed one warns and stops nothing."""
 
     name: str
     passed: bool

@@ -1,4 +1,4 @@
-"""Where results live: one folder per asset and partition, replaced atomically, on local disk or object storage.
+"""Where results live: a folder for each asset and partition, replaced atomically, on disk or object storage.
 
 Layout below a root (a local folder or any fsspec URL)::
 
@@ -149,7 +149,9 @@ class Store:
         """
         artifact = self.find(key)
         if artifact is None:
-            raise MissingArtifact(f"Nothing has been materialised at {self._folder(key)}. Materialise it first.")
+            raise MissingArtifact(
+                f"Nothing has been materialised at {self._folder(key)}. Materialise it first."
+            )
         return artifact
 
     def delete(self, key: tuple[str, ...]) -> None:
@@ -166,7 +168,11 @@ class Store:
         for part in key:
             if not part or part in {".", ".."} or "/" in part or "\\" in part:
                 raise ValueError(f"{part!r} cannot be part of a storage key")
-        return str(PurePosixPath(self.root, *key)) if self.local_root is not None else "/".join([self.root, *key])
+        return (
+            str(PurePosixPath(self.root, *key))
+            if self.local_root is not None
+            else "/".join([self.root, *key])
+        )
 
     def _local(self, key: tuple[str, ...]) -> Path:
         return Path(self._folder(key))
@@ -179,7 +185,9 @@ class Store:
 
     # writing
 
-    def _write_local(self, key: tuple[str, ...], version: str, write: Callable[[Path], None]) -> dict[str, int]:
+    def _write_local(
+        self, key: tuple[str, ...], version: str, write: Callable[[Path], None]
+    ) -> dict[str, int]:
         folder = self._local(key)
         temporary = folder / f"{_TEMPORARY}{version}"
         temporary.mkdir(parents=True)
@@ -194,7 +202,9 @@ class Store:
             raise
         return files
 
-    def _write_remote(self, key: tuple[str, ...], version: str, write: Callable[[Path], None]) -> dict[str, int]:
+    def _write_remote(
+        self, key: tuple[str, ...], version: str, write: Callable[[Path], None]
+    ) -> dict[str, int]:
         with tempfile.TemporaryDirectory(prefix="neumf-assets-") as name:
             temporary = Path(name)
             write(temporary)

@@ -1,0 +1,36 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty NEUMF_HOME of this test's own."""
+    for name in ("NEUMF_STORAGE", "NEUMF_DEVICE", "NEUMF_EXECUTOR", "DAGSTER_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NEUMF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real count data, which is not part of the repository."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"real count data is not there ({REAL_DATA})")
+    return REAL_DATA
+
+
+def need(found: object, what: str) -> None:
+    """Skip for want of a system package; in continuous integration, fail instead."""
+    if found:
+        return
+    if os.environ.get("NEUMF_REQUIRE_ALL_TESTS"):
+        pytest.fail(f"{what} is missing, and nothing may be skipped here")
+    pytest.skip(f"{what} is not installed")
