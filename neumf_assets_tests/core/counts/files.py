@@ -38,7 +38,9 @@ SMALL = Case(COUNTS, CELLS, GENES)
 Writer = Callable[[Path, Case], Path]
 
 
-def text_bytes(case: Case, genes_first: bool, delimiter: str = ",", corner: bool = True, **options: str) -> bytes:
+def text_bytes(
+    case: Case, genes_first: bool, delimiter: str = ",", corner: bool = True, **options: str
+) -> bytes:
     rows, columns = (case.genes, case.cells) if genes_first else (case.cells, case.genes)
     values = case.counts.T if genes_first else case.counts
     buffer = io.StringIO()
@@ -73,14 +75,17 @@ def csv_without_corner(folder: Path, case: Case) -> Path:
     return path
 
 
-def _market(folder: Path, case: Case, prefix: str, feature_file: str, ending: str, genes_first: bool = True) -> Path:
+def _market(
+    folder: Path, case: Case, prefix: str, feature_file: str, ending: str, genes_first: bool = True
+) -> Path:
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     matrix = sparse.coo_matrix(case.counts.T if genes_first else case.counts)
     scipy_io.mmwrite(buffer, matrix, field="integer", symmetry="general")
     columns = 2 if feature_file == "genes" else 3
     features = "".join(
-        "\t".join([f"ENSG{i:011d}", gene, "Gene Expression"][:columns]) + "\n" for i, gene in enumerate(case.genes)
+        "\t".join([f"ENSG{i:011d}", gene, "Gene Expression"][:columns]) + "\n"
+        for i, gene in enumerate(case.genes)
     )
     contents = {
         "matrix.mtx": buffer.getvalue(),
@@ -117,7 +122,10 @@ def market_cells_by_genes(folder: Path, case: Case) -> Path:
 def _tenx_group(group: h5py.Group, case: Case, genes_name: str) -> None:
     matrix = sparse.csr_matrix(case.counts)
     group["data"], group["indices"] = matrix.data.astype(np.int32), matrix.indices.astype(np.int64)
-    group["indptr"], group["shape"] = matrix.indptr.astype(np.int64), np.array(case.counts.shape[::-1], np.int32)
+    group["indptr"], group["shape"] = (
+        matrix.indptr.astype(np.int64),
+        np.array(case.counts.shape[::-1], np.int32),
+    )
     group["barcodes"] = np.array([cell.encode() for cell in case.cells])
     group.create_dataset(genes_name, data=[gene.encode() for gene in case.genes])
 

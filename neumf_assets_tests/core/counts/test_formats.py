@@ -132,7 +132,8 @@ def test_cell_ranger_output_is_found_inside_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "value"), [("1e+05", 100000), ("7.0", 7), (" 3", 3), ('"4"', 4), ("0.000", 0), ("00012", 12), ("2.", 2)]
+    ("entry", "value"),
+    [("1e+05", 100000), ("7.0", 7), (" 3", 3), ('"4"', 4), ("0.000", 0), ("00012", 12), ("2.", 2)],
 )
 def test_numbers_as_other_programs_write_them(entry: str, value: int, tmp_path: Path) -> None:
     path = tmp_path / "ctrl.csv"
@@ -145,7 +146,9 @@ def test_numbers_as_other_programs_write_them(entry: str, value: int, tmp_path: 
 @given(
     numbers=st.lists(
         st.one_of(
-            st.floats(0, 1e12, allow_subnormal=False), st.decimals(0, 10**9, places=4).map(float), st.integers(0, 2**50)
+            st.floats(0, 1e12, allow_subnormal=False),
+            st.decimals(0, 10**9, places=4).map(float),
+            st.integers(0, 2**50),
         ),
         min_size=1,
         max_size=20,
@@ -156,7 +159,9 @@ def test_decimals_are_read_to_the_nearest_double(numbers: list[float]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.csv"
-        path.write_text("," + ",".join(f"c{i}" for i in range(len(numbers))) + "\ng," + ",".join(map(repr, numbers)))
+        path.write_text(
+            "," + ",".join(f"c{i}" for i in range(len(numbers))) + "\ng," + ",".join(map(repr, numbers))
+        )
         raw = read_delimited(path, "x", "genes_by_cells", None)
         assert raw.X.toarray().ravel().tolist() == [float(number) for number in numbers]
 
@@ -175,7 +180,9 @@ def test_blocks_hold_whole_lines_and_lose_nothing(line_end: bytes, tmp_path: Pat
 def test_lines_longer_than_a_block(tmp_path: Path) -> None:
     width = BLOCK // 3
     rng = np.random.default_rng(0)
-    counts = sparse.random(3, width, density=0.01, format="csr", random_state=rng, data_rvs=lambda n: np.full(n, 7))
+    counts = sparse.random(
+        3, width, density=0.01, format="csr", random_state=rng, data_rvs=lambda n: np.full(n, 7)
+    )
     path = tmp_path / "ctrl.csv.gz"
     header = "," + ",".join(f"c{i}" for i in range(width))
     rows = [f"g{i}," + ",".join(map(str, counts[i].toarray().ravel().astype(int).tolist())) for i in range(3)]
@@ -193,7 +200,9 @@ def test_joined_gzip_members_are_read_on(tmp_path: Path) -> None:
 
 def test_quick_run_draws_the_same_part_for_the_same_seed(tmp_path: Path) -> None:
     path = files.csv_genes_by_cells(tmp_path, SMALL)
-    draws = [read_counts(path, ReadSettings(max_cells=2, max_genes=3, seed=seed)) for seed in (1, 1, 2, 3, 4, 5)]
+    draws = [
+        read_counts(path, ReadSettings(max_cells=2, max_genes=3, seed=seed)) for seed in (1, 1, 2, 3, 4, 5)
+    ]
     assert all(draw.shape == (2, 3) for draw in draws)
     assert draws[0].obs_names.equals(draws[1].obs_names)
     assert draws[0].var_names.equals(draws[1].var_names)

@@ -36,6 +36,7 @@ _LONGEST_LINE = 1 << 30
 _LONGEST_NAME = 4096
 _LONGEST_NUMBER = 64
 _NEWLINE, _RETURN, _QUOTE, _ZERO, _DOT = (ord(sign) for sign in '\n\r"0.')
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 _EXACT_DIGITS = 15
 _POWERS = 10.0 ** np.arange(_EXACT_DIGITS + 1)
 _OTHER_FORMATS = {
@@ -358,8 +359,9 @@ def _row_names(text: Bytes, ends: Positions, width: int, lines: int, given: str)
         line = lines + 1 + int(lengths.argmax())
         raise BadInput(given, f"line {line}", f"the name is longer than {_LONGEST_NAME} signs", "Shorten it")
     names = _strings(text, starts, lengths)
-    if names.null_count():
-        line = lines + 1 + int(names.is_null().arg_max() or 0)
+    unreadable = names.str.contains(_UNREADABLE, literal=True)
+    if unreadable.any():
+        line = lines + 1 + int(unreadable.arg_max() or 0)
         raise BadInput(given, f"line {line}", "the name is not UTF-8 text", "Save it as CSV (UTF-8)")
     quoted = names.str.starts_with('"') & names.str.ends_with('"')
     if quoted.any():
@@ -369,13 +371,13 @@ def _row_names(text: Bytes, ends: Positions, width: int, lines: int, given: str)
 
 
 def _strings(text: Bytes, starts: Positions, lengths: Positions) -> pl.Series:
-    """Fields as text; null where they are not UTF-8."""
+    """Fields as text; signs that are not UTF-8 become `_UNREADABLE`."""
     width = max(1, int(lengths.max(initial=1)))
     offsets = np.arange(width)
     signs = text[np.minimum(starts[:, None] + offsets, len(text) - 1)]
     signs[offsets >= lengths[:, None]] = 0
-    fields = signs.view(f"S{width}").ravel()
-    return pl.Series(fields.tolist(), dtype=pl.Binary).cast(pl.String, strict=False)
+    fields = b"\n".join(signs.view(f"S{width}").ravel().tolist())  # no field holds a line feed
+    return pl.Series(fields.decode("utf-8", errors="replace").split("\n"), dtype=pl.String)
 
 
 def _assemble(parts: _Parts, columns: Names, orientation: Orientation, labelled: Names | None) -> RawMatrix:

@@ -1,0 +1,66 @@
+"""Stored counts come back exactly."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+
+from neumf_assets.core.counts.readers import read_counts
+from neumf_assets.core.counts.settings import ReadSettings
+from neumf_assets.core.counts.store import load_counts, save_counts
+from neumf_assets_tests.core.counts import files
+from neumf_assets_tests.core.counts.files import Case
+from neumf_assets_tests.core.counts.test_formats import cases
+
+
+def assert_equal(one: ad.AnnData, other: ad.AnnData) -> None:
+    assert one.X.dtype == other.X.dtype
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(one.X, part), getattr(other.X, part))
+    pd.testing.assert_frame_equal(one.obs, other.obs)
+    pd.testing.assert_frame_equal(one.var, other.var)
+    assert dict(one.uns["provenance"]) == dict(other.uns["provenance"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(case=cases())
+def test_round_trip(case: Case) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        labels = Path(folder) / "labels.csv"
+        pd.DataFrame({"cell": case.cells[:1], "type": ["T"]}).to_csv(labels, index=False)
+        adata = read_counts(files.tenx_v3_folder(Path(folder), case), labels=labels)
+        save_counts(adata, Path(folder) / "stored")
+        assert_equal(load_counts(Path(folder) / "stored"), adata)
+
+
+def test_normalised_values_round_trip(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(",c1,c2\ng,0.5,1\nACTB,2.25,0\n")
+    adata = read_counts(tmp_path / "x.csv", ReadSettings(allow_normalised=True))
+    save_counts(adata, tmp_path)
+    assert_equal(load_counts(tmp_path), adata)
+
+
+def test_backed_leaves_the_matrix_on_disk(tmp_path: Path) -> None:
+    adata = read_counts(files.csv_genes_by_cells(tmp_path, files.SMALL))
+    save_counts(adata, tmp_path)
+    backed = load_counts(tmp_path, backed=True)
+    assert backed.isbacked
+    np.testing.assert_array_equal(backed.X[1:3].toarray(), files.COUNTS[1:3])
+    backed.file.close()
+
+
+def test_a_failed_write_leaves_the_previous_version(tmp_path: Path) -> None:
+    adata = read_counts(files.csv_genes_by_cells(tmp_path, files.SMALL))
+    target = save_counts(adata, tmp_path / "stored")
+    before = target.read_bytes()
+    adata.uns["provenance"] = {"unwritable": object()}
+    with pytest.raises(Exception, match="object"):
+        save_counts(adata, tmp_path / "stored")
+    assert target.read_bytes() == before
+    assert list(target.parent.iterdir()) == [target]
