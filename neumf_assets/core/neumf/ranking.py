@@ -2,7 +2,7 @@
 
 The left-out gene is ranked among genes that were not observed in its cell: 100 distinct ones drawn at random,
 and all of them (He et al. 2017, section 4.1; Krichene and Rendle 2020 on why the full ranking belongs beside
-the sampled one). Equal scores are ordered at random, in expectation: a constant score ranks like a random one.
+the sampled one). Equal scores are ordered at random, in expectation: a constant score ranks like chance.
 """
 
 from __future__ import annotations
