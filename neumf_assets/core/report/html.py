@@ -340,6 +340,7 @@ def _comparison_section(content: ReportContent) -> dict[str, Any] | None:
         "table": _score_table(comparison),
         "seeds": max((len(v) for s in comparison.scores.values() for v in s.values()), default=0),
         "picture": picture,
+        "many": many,
         "rule": comparison.rule if many else "",
     }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
+    from PIL.Image import Image
 
 ImageFormat = Literal["png", "svg"]
 Values = Sequence[float] | npt.NDArray[Any]
@@ -104,7 +105,7 @@ def _export(figure: Figure, image_format: ImageFormat, dpi: float = 130) -> byte
         image = _small_png(figure, dpi)
         if len(image) <= MAX_PNG_BYTES or dpi < 40:
             return image
-        dpi *= 0.85
+        dpi *= max(0.5, 0.95 * math.sqrt(MAX_PNG_BYTES / len(image)))  # bytes go with the area
 
 
 def _small_png(figure: Figure, dpi: float) -> bytes:
@@ -112,14 +113,33 @@ def _small_png(figure: Figure, dpi: float) -> bytes:
 
     raw = io.BytesIO()
     figure.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
-    raw.seek(0)
     packed = io.BytesIO()
     with Image.open(raw) as picture:
-        flat = picture.convert("RGB").quantize(
-            256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE
-        )
-        flat.save(packed, format="PNG", optimize=True, dpi=(dpi, dpi))
+        rgb = picture.convert("RGB")
+    palette, codes = _palette_and_codes(rgb)
+    flat = Image.fromarray(codes, mode="P")
+    flat.putpalette(palette.tobytes())
+    flat.save(packed, format="PNG", optimize=True, dpi=(dpi, dpi))
     return packed.getvalue()
+
+
+def _palette_and_codes(rgb: Image) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """At most 256 colours and each pixel's nearest one; the most frequent colours stay exact."""
+    from PIL.Image import Quantize, Resampling
+    from scipy.spatial import KDTree
+
+    pixels = np.asarray(rgb, dtype=np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    found, inverse, count = np.unique(pixels, return_inverse=True, return_counts=True)
+    colours = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8)
+    if len(colours) <= 256:
+        return colours, inverse.reshape(pixels.shape).astype(np.uint8)
+    # a third of the rows and columns has the colours of the whole, in a ninth of the time
+    few = rgb.resize((max(1, rgb.width // 3), max(1, rgb.height // 3)), Resampling.NEAREST)
+    chosen = few.quantize(224, method=Quantize.MAXCOVERAGE, kmeans=1).getpalette() or []
+    frequent = colours[np.argsort(-count, kind="stable")[:32]]
+    palette = np.concatenate([frequent, np.array(chosen[: 224 * 3], dtype=np.uint8).reshape(-1, 3)])
+    nearest = KDTree(palette.astype(np.float64)).query(colours.astype(np.float64))[1]
+    return palette, nearest[inverse].reshape(pixels.shape).astype(np.uint8)
 
 
 def _text(value: object, longest: int = 28) -> str:
@@ -178,12 +198,14 @@ def _finite(values: Values) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.flo
 
 def _sparkline(series: Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]], points: int) -> str:
     every = np.concatenate([y for _, y in series])
-    low, high, last = every.min(), every.max(), max(x.max() for x, _ in series)
+    low, high, last = float(every.min()), float(every.max()), max(x.max() for x, _ in series)
+    size = max(abs(low), abs(high)) or 1.0  # differences of scaled values cannot overflow
+    reach = high / size - low / size or 1.0
     lines = []
     for (x, y), colour in zip(series, ("#07b", "#d60"), strict=False):
         chosen = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))
         across = 190 * (x[chosen] - 1) / max(last - 1, 1)
-        down = 60 - 55 * (y[chosen] - low) / ((high - low) or 1.0)
+        down = 60 - 55 * ((y[chosen] / size - low / size) / reach)
         path = " ".join(f"{a:.0f},{d:.0f}" for a, d in zip(across, down, strict=True))
         lines.append(f"<polyline points='{path}' stroke='{colour}'/>")
     return (
@@ -509,14 +531,13 @@ def _draw_cells(
     order = np.random.default_rng(seed).permutation(len(places))
     order = order[np.argsort(names[order] != MISSING_NAME, kind="stable")]
     rgb = {name: to_rgb(colour) for name, colour in colours.items()}
-    area = float(np.clip(9000 / len(places), 0.8, 14))
+    area = float(np.clip(14000 / len(places), 1.2, 14))
     axes.scatter(
         places[order, 0],
         places[order, 1],
         c=[rgb[name] for name in names[order]],
         s=area,
         linewidths=0,
-        alpha=0.85 if area > 2 else 0.7,
         rasterized=True,
     )
     _square_limits(axes, places)
