@@ -23,7 +23,7 @@ from neumf_assets.settings import StudySettings
 from neumf_assets.sources import find_sources, inbox_of, source_digests
 from neumf_assets.studies import find_or_register
 from neumf_assets.study_definitions import study_definitions
-from neumf_assets.terminal import LiveProgress, show_results
+from neumf_assets.terminal import LiveProgress, make_console, show_results
 
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -38,7 +38,7 @@ class Outcome:
 
 def run_study(name: str | None, inbox: str | None, console: Console | None = None) -> int:
     """Bring a study up to date; returns the exit status (1 if anything failed)."""
-    console = console or Console()
+    console = console or make_console()
     home = Home.from_environment()
     home.prepare()
     os.environ["NEUMF_HOME"] = str(home.root)

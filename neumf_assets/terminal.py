@@ -15,6 +15,13 @@ from neumf_assets.home import Home
 from neumf_assets.settings import StudySettings
 
 _FIGURES_SHOWN = 3
+_WIDTH = 110
+
+
+def make_console() -> Console:
+    """A console that is wide enough for the tables where the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 class LiveProgress:
@@ -66,7 +73,7 @@ def show_results(
     summary = folder / "summary.json"
     if summary.exists():
         content = json.loads(summary.read_text())
-        console.print(_datasets_table(content))
+        console.print(_datasets_table(content, study.model.kind))
         console.print(_arms_table(content))
     for place, reason in failures.items():
         console.print(f"[red]failed[/red] {place}\n  {reason}", highlight=False)
@@ -76,21 +83,21 @@ def show_results(
     console.print("See it in the Dagster UI with: make ui", highlight=False)
 
 
-def _datasets_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="Datasets", title_justify="left")
+def _datasets_table(summary: Mapping[str, Any], model: str) -> Table:
+    table = Table(title="Datasets (held-out deviance: lower is better)", title_justify="left")
     table.add_column("dataset")
     for column in ("cells", "genes", "zeros", "held-out deviance", "best baseline"):
         table.add_column(column, justify="right")
     for name, data in summary["datasets"].items():
         deviance = data.get("heldout_deviance") or {}
-        others = {key: value for key, value in deviance.items() if key != "model" and value is not None}
+        others = {key: value for key, value in deviance.items() if key != model and value is not None}
         best = min(others, key=lambda key: others[key]) if others else None
         table.add_row(
             name,
             f"{data['cells']:,}",
             f"{data['genes']:,}",
             f"{100 * data['zero_fraction']:.1f} %",
-            _number(deviance.get("model"), 4),
+            _number(deviance.get(model), 4),
             f"{_number(others[best], 4)} ({best})" if best else "-",
         )
     return table
@@ -101,13 +108,12 @@ def _arms_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("arm")
     columns = {
         "n_clusters": "clusters",
-        "ari": "ARI",
-        "ari_best": "best ARI",
         "ari_mean": "mean ARI",
-        "ami": "AMI",
-        "same_batch_neighbours": "same-batch share",
+        "ari_best": "best ARI",
+        "ami_best": "best AMI",
+        "same_batch_neighbours": "same-batch",
         "expected_same_batch": "if mixed",
-        "cross_batch_label_accuracy": "label accuracy",
+        "cross_batch_label_accuracy": "labels across",
         "seconds": "seconds",
     }
     for title in columns.values():

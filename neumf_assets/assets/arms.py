@@ -7,8 +7,8 @@ arms differ in nothing but the embedding.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neumf_assets.assets.inputs import read_table
 from neumf_assets.assets.stage import Product, Stage, Step, stage
-from neumf_assets.core.store import Artifact
 from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
@@ -96,12 +96,10 @@ def _umap(arm: Arm) -> Stage:
 
 
 def _metrics(arm: Arm) -> Stage:
-    scored = {"liger": ("liger/factors",), "neumf_liger": ("neumf_liger/factors",), "ineumf": ()}[arm]
-
     @stage(
         name=(arm, "metrics"),
         group="integrate",
-        inputs=(f"{arm}/cell_embedding", f"{arm}/clusters", *scored),
+        inputs=(f"{arm}/cell_embedding", f"{arm}/clusters"),
         settings=("metrics", "label_column", "batch_column"),
         kinds=("json",),
     )
@@ -125,7 +123,6 @@ def _metrics(arm: Arm) -> Stage:
             cells.neighbours,
             step.study.metrics,
         )
-        scores = scores.model_copy(update=_liger_scores(step, arm, cells))
         return Product(
             lambda folder: (folder / "metrics.json").write_text(scores.model_dump_json(indent=1)),
             scores.summary(),
@@ -134,13 +131,6 @@ def _metrics(arm: Arm) -> Stage:
         )
 
     return metrics
-
-
-def read_table(artifact: Artifact, name: str) -> "pd.DataFrame":
-    """A Parquet table of an artifact."""
-    import pandas as pd
-
-    return pd.read_parquet(artifact.path / f"{name}.parquet")
 
 
 def map_of(

@@ -1,10 +1,15 @@
 """All stages of a study, upstream first."""
 
-from neumf_assets.assets import ingest, model
+from neumf_assets.assets import ingest, integrate, model
+from neumf_assets.assets.arms import common_stages
+from neumf_assets.assets.report import report_stages
 from neumf_assets.assets.stage import Stage
-from neumf_assets.settings import StudySettings
+from neumf_assets.settings import ARMS, StudySettings
 
 
 def stages(study: StudySettings) -> list[Stage]:
     """The stages that a study's settings ask for, in an order in which they can be computed."""
-    return [*ingest.STAGES, *model.STAGES]
+    arms = [
+        item for arm in ARMS if arm in study.arms for item in (*integrate.STAGES[arm], *common_stages(arm))
+    ]
+    return [*ingest.STAGES, *model.STAGES, *arms, *report_stages(study.arms)]

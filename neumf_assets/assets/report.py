@@ -1,0 +1,285 @@
+"""Report: which arm is best, the marker genes of its clusters, one h5ad file, and a page to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neumf_assets.assets.arms import delivered_clusters
+from neumf_assets.assets.inputs import load_all_counts, read_table
+from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
+from neumf_assets.core.versions import versions
+from neumf_assets.settings import ARMS, Arm
+
+if TYPE_CHECKING:
+    from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.report.plots import RunScore
+
+FIRST = {"liger": "factors", "neumf_liger": "factors", "ineumf": "model"}
+"""What each arm computes first."""
+
+
+def report_stages(arms: tuple[Arm, ...]) -> list[Stage]:
+    """The stages that look at all arms of a study."""
+    ordered = [arm for arm in ARMS if arm in arms]
+    return [_comparison(ordered), _markers(ordered), _integrated(ordered), _report(ordered)]
+
+
+def _of_arms(arms: list[Arm], *names: str) -> list[str]:
+    return [f"{arm}/{FIRST[arm] if name == 'first' else name}" for arm in arms for name in names]
+
+
+def _comparison(arms: list[Arm]) -> Stage:
+    @stage(
+        group="report",
+        inputs=_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
+        settings=("arms",),
+        kinds=("json",),
+        checks=(
+            (
+                "denoising_helps",
+                "LIGER on the counts that NeuMF predicts is no worse than LIGER on the counts themselves.",
+            ),
+        ),
+    )
+    def comparison(step: Step) -> Product:
+        """Which way of integrating the datasets serves this study best, and by how much.
+
+        All arms are scored on the same cells, with the same graph, resolutions and seeds. The rule that names
+        the best arm is written beside the result. The picture shows each score by resolution, with the
+        spread over the seeds.
+        """
+        from neumf_assets.core.cells.comparison import compare_arms
+
+        scores = {arm: arm_scores(step, arm) for arm in arms}
+        found = compare_arms(scores)
+        content = found.model_dump_json(indent=1)
+        return Product(
+            lambda folder: (folder / "comparison.json").write_text(content),
+            {"best_arm": found.best_arm, "rule": found.rule, "reason": found.reason},
+            pictures=_comparison_picture(scores),
+            tables={"arms": [{"arm": arm, **_shown(values)} for arm, values in found.arms.items()]},
+            checks=[_denoising(found.denoising_hurts, found.denoising_change)],
+        )
+
+    return comparison
+
+
+def arm_scores(step: Step, arm: Arm) -> ArmScores:
+    """An arm's scores, with the seconds of all its stages."""
+    from neumf_assets.core.cells.scores import ArmScores
+
+    scores = ArmScores.model_validate_json((step.one(f"{arm}/metrics").path / "metrics.json").read_text())
+    names = _of_arms([arm], "first", "cell_embedding", "clusters", "umap")
+    seconds = sum(step.one(name).manifest.figures["seconds"] for name in names)
+    return scores.model_copy(update={"seconds": seconds})
+
+
+def _denoising(hurts: bool | None, change: float | None) -> CheckOutcome:
+    if hurts is None or change is None:
+        text = "Not judged: it takes labels, and both the liger and the neumf_liger arm."
+    else:
+        text = f"Mean ARI over resolutions changes by {change:+.3f} when LIGER is given denoised counts."
+    return CheckOutcome("denoising_helps", hurts is not True, text)
+
+
+def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: round(v, 4) if isinstance(v, float) else v for key, v in values.items() if v is not None}
+
+
+def run_scores(scores: Mapping[Arm, ArmScores]) -> list[RunScore]:
+    """One entry for each arm, resolution and seed, for the picture."""
+    from neumf_assets.core.report.plots import RunScore
+
+    return [
+        RunScore(arm, run.resolution, run.seed, {"ari": run.ari, "ami": run.ami, "nmi": run.nmi})
+        for arm, found in scores.items()
+        for run in found.runs
+    ]
+
+
+def _comparison_picture(scores: Mapping[Arm, ArmScores]) -> dict[str, str]:
+    from neumf_assets.core.report.plots import comparison as draw
+    from neumf_assets.core.report.plots import markdown_image
+
+    runs = run_scores(scores)
+    if not any(value is not None for run in runs for value in run.scores.values()):
+        return {}
+    return {"scores by resolution": markdown_image(draw(runs), "scores by resolution")}
+
+
+def _best(step: Step, arms: list[Arm]) -> Arm:
+    found = json.loads((step.one("comparison").path / "comparison.json").read_text())["best_arm"]
+    return found or arms[0]
+
+
+def _markers(arms: list[Arm]) -> Stage:
+    @stage(
+        group="report",
+        inputs=("counts", "comparison", *_of_arms(arms, "clusters")),
+        settings=("markers",),
+        kinds=("parquet",),
+        columns=(
+            ("cluster", "string", "cluster of the best arm"),
+            ("rank", "int", "1 is the strongest marker"),
+            ("gene", "string", "name of the gene"),
+            ("log2_fold_change", "float", "of normalised counts, inside against outside"),
+            ("p_adjusted", "float", "Wilcoxon rank sum test, Benjamini-Hochberg"),
+        ),
+    )
+    def markers(step: Step) -> Product:
+        """Genes that mark each cluster of the best arm, tested on raw counts.
+
+        Wilcoxon rank sum test of each cluster against all other cells. Never on predicted values: smoothing
+        makes differences look surer than they are.
+        """
+        from neumf_assets.core.cells.markers import find_markers
+        from neumf_assets.core.counts.stack import stack_shared
+
+        arm = _best(step, arms)
+        counts, genes = stack_shared(load_all_counts(step))
+        clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
+        found = find_markers(counts, genes, clusters[delivered_clusters(clusters)], step.study.markers)
+        top = found[found["rank"] <= 3].groupby("cluster")["gene"].agg(", ".join)
+        return Product(
+            lambda folder: found.to_parquet(folder / "markers.parquet", index=False),
+            {"arm": arm, "clusters": int(found["cluster"].nunique()), "markers": len(found)},
+            tables={"top markers": [{"cluster": c, "genes": g} for c, g in top.items()]},
+            publish={"markers.parquet": "markers.parquet"},
+        )
+
+    return markers
+
+
+def _integrated(arms: list[Arm]) -> Stage:
+    @stage(
+        group="report",
+        inputs=(
+            "raw_counts",
+            "counts",
+            "comparison",
+            *_of_arms(arms, "first", "cell_embedding", "clusters", "umap"),
+        ),
+        settings=("integrated", "arms"),
+        kinds=("anndata", "h5ad"),
+    )
+    def integrated(step: Step) -> Product:
+        """All datasets in one AnnData file: counts, every arm's embedding, map and clusters, and labels.
+
+        Opens in scanpy, scvi-tools, scib-metrics and CELLxGENE without conversion. Raw counts are in
+        `layers["counts"]`, the main map in `obsm["X_umap"]`, where all came from in `uns["neumf"]`.
+        """
+        from neumf_assets.core.cells.integrated import build_integrated
+        from neumf_assets.core.counts.store import load_counts
+
+        raw = step.all("raw_counts")
+        measured = {name: list(load_counts(raw[name].path, backed=True).var_names) for name in raw}
+        data = build_integrated(
+            load_all_counts(step),
+            {arm: _arm_result(step, arm) for arm in arms},
+            best_arm=_best(step, arms),
+            measured=measured,
+            provenance=provenance(step),
+            settings=step.study.integrated,
+        )
+        return Product(
+            lambda folder: data.write_h5ad(folder / "integrated.h5ad", compression="gzip"),
+            {"cells": data.n_obs, "genes": data.n_vars},
+            publish={"integrated.h5ad": "integrated.h5ad"},
+        )
+
+    return integrated
+
+
+def _arm_result(step: Step, arm: Arm) -> Any:
+    from neumf_assets.assets.integrate import loadings
+    from neumf_assets.core.cells.integrated import ArmResult
+    from neumf_assets.core.cells.store import CellEmbedding
+
+    umap = read_table(step.one(f"{arm}/umap"), "umap")
+    return ArmResult(
+        embedding=CellEmbedding.load(step.one(f"{arm}/cell_embedding").path).embedding,
+        clusters=read_table(step.one(f"{arm}/clusters"), "clusters").drop(columns=["cell", "dataset"]),
+        umap=umap[["umap_1", "umap_2"]].to_numpy(),
+        tsne=umap[["tsne_1", "tsne_2"]].to_numpy() if "tsne_1" in umap else None,
+        loadings=loadings(step, arm),
+    )
+
+
+def provenance(step: Step) -> dict[str, Any]:
+    """Where a study's result came from: datasets with their digests, settings, inputs, library versions."""
+    datasets = {
+        name: {key: artifact.manifest.figures.get(key) for key in ("source", "sha256", "format", "cells")}
+        for name, artifact in step.all("raw_counts").items()
+    }
+    return {
+        "study": step.study.name,
+        "datasets": datasets,
+        "settings": step.study.model_dump(mode="json", exclude={"simulate"}),
+        "versions": versions(),
+    }
+
+
+def _report(arms: list[Arm]) -> Stage:
+    @stage(
+        group="report",
+        inputs=(
+            "raw_counts",
+            "counts",
+            "neumf_model",
+            "neumf_evaluation",
+            *_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
+            "comparison",
+            "markers",
+        ),
+        settings=("title", "label_column", "arms"),
+        kinds=("html", "json"),
+    )
+    def report(step: Step) -> Product:
+        """The study on one page, to read and to send: a self-contained HTML file, and `summary.json`.
+
+        Quality control, training curves, maps of all arms, their comparison, held-out deviance beside the
+        baselines, top genes and markers, and what was run. The JSON holds the same figures for programs.
+        """
+        from neumf_assets.assets.report_content import report_content
+        from neumf_assets.core.report.html import report_html
+
+        scores = {arm: arm_scores(step, arm) for arm in arms}
+        summary = _summary(step, scores, _best(step, arms))
+        html = report_html(report_content(step, scores))
+
+        def save(folder: Path) -> None:
+            (folder / "report.html").write_text(html, encoding="utf-8")
+            (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+
+        return Product(
+            save,
+            {"best_arm": summary["best_arm"], "datasets": len(summary["datasets"])},
+            publish={"report.html": "report.html", "summary.json": "summary.json"},
+        )
+
+    return report
+
+
+def _summary(step: Step, scores: Mapping[Arm, ArmScores], best: Arm) -> dict[str, Any]:
+    raw, evaluations = step.all("raw_counts"), step.all("neumf_evaluation")
+    datasets = {}
+    for name, artifact in step.all("counts").items():
+        figures = artifact.manifest.figures
+        evaluated = evaluations[name].manifest.figures if name in evaluations else {}
+        datasets[name] = {
+            "cells": figures["cells"],
+            "genes": figures["genes"],
+            "zero_fraction": figures["zero_fraction"],
+            "sha256": raw[name].manifest.figures["sha256"],
+            "heldout_deviance": evaluated.get("heldout_deviance", {}),
+        }
+    return {
+        "study": step.study.name,
+        "datasets": datasets,
+        "arms": {arm: found.summary() for arm, found in scores.items()},
+        "best_arm": best,
+        "versions": versions(),
+    }

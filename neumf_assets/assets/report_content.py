@@ -1,0 +1,232 @@
+"""Gathers what a study's report shows from the artifacts of its stages."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from neumf_assets.assets.arms import delivered_clusters, map_of
+from neumf_assets.assets.inputs import read_table
+from neumf_assets.assets.integrate import curve_of, factor_genes
+from neumf_assets.assets.stage import Step
+from neumf_assets.core.versions import versions
+from neumf_assets.settings import Arm
+
+if TYPE_CHECKING:
+    from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.report.content import (
+        ArmResult,
+        Comparison,
+        Curves,
+        DatasetEvaluation,
+        DatasetSummary,
+        MarkerGene,
+        Provenance,
+        ReportContent,
+    )
+
+_MARKERS_SHOWN = 8
+
+
+def report_content(step: Step, scores: Mapping[Arm, ArmScores]) -> ReportContent:
+    """All that the report of a study says."""
+    from neumf_assets.core.report.content import ReportContent
+
+    comparison = _comparison(step, scores)
+    return ReportContent(
+        study=step.study.name,
+        title=step.study.title or step.study.name,
+        created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        datasets=[_dataset(step, name) for name in step.all("counts")],
+        qc_thresholds={
+            "genes_per_cell": step.study.qc.min_genes,
+            "mito_share": step.study.qc.max_mito,
+        },
+        arms=[_arm(step, arm) for arm in scores],
+        comparison=comparison,
+        curves=[*_model_curves(step), *(curve_of(step, arm) for arm in scores)],
+        evaluations=[_evaluation(step, name) for name in step.all("neumf_evaluation")],
+        markers=_markers(step),
+        markers_arm=step.one("markers").manifest.figures["arm"],
+        warnings=_warnings(step),
+        provenance=_provenance(step),
+    )
+
+
+def _dataset(step: Step, name: str) -> DatasetSummary:
+    import numpy as np
+
+    from neumf_assets.core.report.content import DatasetSummary
+
+    artifact = step.all("counts")[name]
+    figures, raw = artifact.manifest.figures, step.all("raw_counts")[name].manifest.figures
+    removed = {f"cells, {reason}": n for reason, n in figures["cells_dropped"].items() if n}
+    removed |= {f"genes, {reason}": n for reason, n in figures["genes_dropped"].items() if n}
+    cells = np.load(artifact.path / "qc.npz", allow_pickle=False)
+    return DatasetSummary(
+        name=name,
+        cells=figures["cells"],
+        genes=figures["genes"],
+        zero_fraction=figures["zero_fraction"],
+        cells_read=figures["cells_before"],
+        genes_read=figures["genes_before"],
+        removed={reason.replace("_", " "): n for reason, n in removed.items()},
+        source=str(raw["source"]).rsplit("/", 1)[-1],
+        sha256=raw["sha256"],
+        total_counts=cells["totals"],
+        genes_per_cell=cells["genes_seen"],
+        mito_share=cells["mito_share"] if figures["mito_genes"] else None,
+    )
+
+
+def _arm(step: Step, arm: Arm) -> ArmResult:
+    from neumf_assets.core.cells.store import CellEmbedding
+    from neumf_assets.core.report.content import ArmResult
+
+    cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
+    clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
+    shown = map_of(step, cells, read_table(step.one(f"{arm}/umap"), "umap"), clusters)
+    label = next((name for name in shown.colourings if name not in ("dataset", "cluster")), None)
+    return ArmResult(
+        name=arm,
+        coordinates=shown.coordinates,
+        dataset=shown.colourings["dataset"],
+        label=shown.colourings[label] if label else None,
+        cluster=clusters[delivered_clusters(clusters)].to_numpy(object),
+        factors=factor_genes(step, arm),
+    )
+
+
+def _comparison(step: Step, scores: Mapping[Arm, ArmScores]) -> Comparison:
+    from neumf_assets.assets.report import run_scores
+    from neumf_assets.core.report.content import Comparison
+
+    found = json.loads((step.one("comparison").path / "comparison.json").read_text())
+    return Comparison(
+        scores={arm: _figures(values) for arm, values in scores.items()},
+        runs=run_scores(scores),
+        best_arm=found["best_arm"],
+        rule=f"{found['rule']} {found['reason']}.",
+    )
+
+
+def _figures(scores: ArmScores) -> dict[str, list[float | None]]:
+    """Scores by name; the ARI and AMI means once for each seed, so that the report shows their spread."""
+    single = scores.summary()
+    hidden = {"n_cells", "n_labelled", "ari_mean_sd", "ami_mean_sd", "expected_same_batch_within_label"}
+    values = {key: [value] for key, value in single.items() if key not in hidden and value is not None}
+    for key in ("ari", "ami"):
+        by_seed: dict[int, list[float]] = {}
+        for run in scores.runs:
+            value = getattr(run, key)
+            if value is not None:
+                by_seed.setdefault(run.seed, []).append(value)
+        if by_seed:
+            values[f"{key}_mean"] = [sum(v) / len(v) for v in by_seed.values()]
+            values[f"{key}_best"] = [max(v) for v in by_seed.values()]
+    return values
+
+
+def _model_curves(step: Step) -> list[Curves]:
+    from neumf_assets.core.report.content import Curves
+
+    return [
+        Curves(name, loss_history_of(json.loads((artifact.path / "model.json").read_text())["history"]))
+        for name, artifact in step.all("neumf_model").items()
+    ]
+
+
+def loss_history_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Loss curves from the rows of a model's history."""
+    return {
+        name: [float(row.get(key, "nan")) for row in rows]
+        for name, key in (("train", "train_loss"), ("validation", "validation_loss"))
+    }
+
+
+def _evaluation(step: Step, name: str) -> DatasetEvaluation:
+    from neumf_assets.core.report.content import DatasetEvaluation
+
+    found = json.loads((step.all("neumf_evaluation")[name].path / "evaluation.json").read_text())
+    bins = found["methods"][found["model"]]["calibration"]
+    return DatasetEvaluation(
+        dataset=name,
+        deviance={key: value for key, value in found["heldout_deviance"].items() if value is not None},
+        model=found["model"],
+        ranking=_ranking(found),
+        predicted=[item["predicted"] for item in bins] or None,
+        observed=[item["observed"] for item in bins] or None,
+    )
+
+
+def _ranking(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    rankings = {name: method["ranking"] for name, method in found["methods"].items()}
+    rankings["popularity"] = found["popularity"]
+    table: dict[str, dict[str, float]] = {}
+    for name, ranking in rankings.items():
+        for how, values in ranking.items():
+            among = "100 negatives" if how == "sampled" else "all genes"
+            for measure, title in (("hit_rate", "HR"), ("ndcg", "NDCG")):
+                for k, value in values[measure].items():
+                    table.setdefault(name, {})[f"{title}@{k}, {among}"] = value
+    return table
+
+
+def _markers(step: Step) -> dict[str, list[MarkerGene]]:
+    from neumf_assets.core.report.content import MarkerGene
+
+    table = read_table(step.one("markers"), "markers")
+    return {
+        str(cluster): [
+            MarkerGene(
+                str(row.gene),
+                float(row.log2_fold_change),
+                float(row.p_adjusted),
+                float(row.share_in),
+                float(row.share_out),
+            )
+            for row in rows.sort_values("rank").head(_MARKERS_SHOWN).itertuples()
+        ]
+        for cluster, rows in table.groupby("cluster", sort=False)
+    }
+
+
+def _warnings(step: Step) -> list[str]:
+    found = []
+    for name, artifact in step.all("neumf_evaluation").items():
+        figures = artifact.manifest.figures["heldout_deviance"]
+        evaluation = json.loads((artifact.path / "evaluation.json").read_text())
+        if evaluation["beats_best_baseline"] is False:
+            best = evaluation["best_baseline"]
+            found.append(
+                f"{name}: the model ({figures[evaluation['model']]:.4f}) does not predict held-out counts "
+                f"better than the best baseline ({best}, {figures[best]:.4f})."
+            )
+    comparison = json.loads((step.one("comparison").path / "comparison.json").read_text())
+    if comparison["denoising_hurts"]:
+        found.append(
+            f"Denoising before LIGER makes it worse: mean ARI {comparison['denoising_change']:+.3f}."
+        )
+    return found
+
+
+def _provenance(step: Step) -> Provenance:
+    from neumf_assets.core.report.content import Provenance
+
+    study = step.study
+    return Provenance(
+        versions=versions(),
+        seeds={
+            "NeuMF": study.model.seed,
+            "integrative NeuMF": study.ineumf.seed,
+            "LIGER": study.liger.seed,
+            "UMAP": study.umap.seed,
+        },
+        settings=study.model_dump(mode="json", exclude={"simulate", "owners"}),
+        facts={
+            f"sha256 of {name}": artifact.manifest.figures["sha256"]
+            for name, artifact in step.all("raw_counts").items()
+        },
+    )

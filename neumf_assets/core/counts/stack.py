@@ -1,0 +1,44 @@
+"""Several datasets as one matrix over the genes that all of them have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import anndata as ad
+import numpy as np
+import scipy.sparse as sp
+
+from neumf_assets.core.errors import NeumfError
+
+
+def shared_genes(counts: Mapping[str, ad.AnnData]) -> list[str]:
+    """Genes that every dataset has, in the order of the first.
+
+    Raises
+    ------
+    NeumfError
+        If there is none.
+    """
+    first, *others = counts.values()
+    keep = np.ones(first.n_vars, dtype=bool)
+    for data in others:
+        keep &= first.var_names.isin(data.var_names)
+    if not keep.any():
+        raise NeumfError(
+            f"The datasets {', '.join(counts)} have no gene in common. Check that they name genes alike."
+        )
+    return [str(name) for name in first.var_names[keep]]
+
+
+def stack_shared(
+    counts: Mapping[str, ad.AnnData], genes: list[str] | None = None
+) -> tuple[sp.csr_matrix, list[str]]:
+    """Stack the cells of all datasets over their shared genes, or over ``genes``.
+
+    Returns
+    -------
+    Cells × genes CSR, datasets in the given order; the names of the genes.
+    """
+    genes = shared_genes(counts) if genes is None else genes
+    parts = [sp.csr_matrix(data.X)[:, data.var_names.get_indexer(genes)] for data in counts.values()]
+    return sp.vstack(parts, format="csr"), genes
