@@ -37,7 +37,8 @@ def umap_embed(
         return _first_two(points)
     import umap
 
-    near = neighbours.nearest(settings.n_neighbors - 1)
+    # umap wants fewer neighbours, the cell itself included, than cells
+    near = neighbours.nearest(min(settings.n_neighbors, len(points) - 1) - 1)
     own = np.arange(len(points))[:, None]
     indices = np.concatenate([own, near.indices], axis=1).astype(np.int32)
     distances = np.concatenate([np.zeros_like(own), near.distances], axis=1).astype(np.float32)

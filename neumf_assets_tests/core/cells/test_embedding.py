@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from neumf_assets.core.cells.align import harmony_align
+from neumf_assets.core.cells.embedding import tsne_embed, umap_embed
+from neumf_assets.core.cells.metrics import expected_same_batch_share, same_batch_share
+from neumf_assets.core.cells.neighbours import find_neighbours
+from neumf_assets.core.cells.settings import AlignSettings, UmapSettings
+from neumf_assets.core.errors import NeumfError
+from neumf_assets_tests.core.cells.data import blobs, noise
+
+
+def test_umap_keeps_types_apart_and_repeats() -> None:
+    data = blobs(per_type=40)
+    neighbours = find_neighbours(data.embedding, 90)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        first = umap_embed(data.embedding, neighbours)
+    assert first.shape == (160, 2)
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, umap_embed(data.embedding, neighbours))
+    assert not np.array_equal(first, umap_embed(data.embedding, neighbours, UmapSettings(seed=1)))
+    assert KNeighborsClassifier(5).fit(first, data.labels).score(first, data.labels) > 0.99
+
+
+def test_umap_uses_the_given_neighbours() -> None:
+    data = blobs(per_type=40)
+    layout = umap_embed(noise(160).embedding, find_neighbours(data.embedding, 19))
+    assert KNeighborsClassifier(5).fit(layout, data.labels).score(layout, data.labels) > 0.95
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_umap_of_few_cells_is_finite(n: int) -> None:
+    points = noise(n).embedding
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        layout = umap_embed(points, find_neighbours(points, 90))
+    assert layout.shape == (n, 2)
+    assert np.isfinite(layout).all()
+
+
+def test_tsne_keeps_types_apart_and_repeats() -> None:
+    data = blobs(per_type=12)
+    first = tsne_embed(data.embedding, UmapSettings(perplexity=8))
+    np.testing.assert_array_equal(first, tsne_embed(data.embedding, UmapSettings(perplexity=8)))
+    assert KNeighborsClassifier(5).fit(first, data.labels).score(first, data.labels) > 0.99
+
+
+def test_harmony_mixes_shifted_datasets_and_keeps_types() -> None:
+    data = blobs(per_type=150, shift=4.0)
+    codes = (data.dataset == "b").astype(int)
+    before = same_batch_share(find_neighbours(data.embedding, 20), codes)
+    aligned = harmony_align(data.embedding, data.dataset)
+    after = same_batch_share(find_neighbours(aligned, 20), codes)
+    assert before > 0.9
+    assert after < expected_same_batch_share(codes) + 0.1
+    assert KNeighborsClassifier(5).fit(aligned, data.labels).score(aligned, data.labels) > 0.99
+
+
+def test_harmony_repeats_and_does_not_care_how_datasets_are_named() -> None:
+    data = blobs(shift=3.0)
+    first = harmony_align(data.embedding, data.dataset, AlignSettings(seed=5))
+    np.testing.assert_array_equal(first, harmony_align(data.embedding, data.dataset, AlignSettings(seed=5)))
+    codes = (data.dataset == "b").astype(int)
+    np.testing.assert_array_equal(first, harmony_align(data.embedding, codes, AlignSettings(seed=5)))
+
+
+def test_harmony_of_one_dataset_changes_nothing() -> None:
+    data = blobs()
+    np.testing.assert_array_equal(harmony_align(data.embedding, np.zeros(len(data.labels))), data.embedding)
+
+
+def test_harmony_takes_as_many_cells_as_dimensions() -> None:
+    data = noise(8, dims=8)
+    codes = np.arange(8) % 2
+    assert harmony_align(data.embedding, codes).shape == (8, 8)
+
+
+def test_harmony_refuses_what_does_not_fit() -> None:
+    data = noise(20)
+    with pytest.raises(NeumfError, match="do not fit"):
+        harmony_align(data.embedding, data.dataset[:-1])
+    data.embedding[0, 0] = np.inf
+    with pytest.raises(NeumfError, match="not finite"):
+        harmony_align(data.embedding, data.dataset)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neumf_assets.core.cells.neighbours import (
+    cell_graph,
+    find_cross_neighbours,
+    find_neighbours,
+    neighbours_needed,
+)
+from neumf_assets.core.cells.settings import ClusterSettings, MetricsSettings, UmapSettings
+from neumf_assets.core.errors import NeumfError
+from neumf_assets_tests.core.cells.data import blobs, noise
+
+
+def all_distances(points: np.ndarray, metric: str) -> np.ndarray:
+    x = points.astype(np.float64)
+    if metric == "cosine":
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        return 1 - x @ x.T
+    return np.linalg.norm(x[:, None] - x[None], axis=2)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_exact_neighbours_match_all_distances(metric: str) -> None:
+    points = noise(300).embedding
+    found = find_neighbours(points, 12, metric=metric)
+    true = all_distances(points, metric)
+    np.fill_diagonal(true, np.inf)
+    np.testing.assert_array_equal(found.indices, np.argsort(true, axis=1)[:, :12])
+    np.testing.assert_allclose(found.distances, np.sort(true, axis=1)[:, :12], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_approximate_neighbours_are_nearly_all_right_and_repeatable() -> None:
+    points = noise(3000, dims=10).embedding
+    exact = find_neighbours(points, 20)
+    first = find_neighbours(points, 20, exact_up_to=0, seed=3)
+    again = find_neighbours(points, 20, exact_up_to=0, seed=3)
+    np.testing.assert_array_equal(first.indices, again.indices)
+    recall = np.mean(
+        [len(np.intersect1d(a, b)) / 20 for a, b in zip(exact.indices, first.indices, strict=True)]
+    )
+    assert recall > 0.95
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(2, 40), k=st.integers(1, 50), distinct=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_never_its_own_neighbour_even_among_duplicates(n: int, k: int, distinct: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(distinct, 3))[rng.integers(distinct, size=n)]
+    found = find_neighbours(points, k)
+    assert found.indices.shape == (n, min(k, n - 1))
+    assert not (found.indices == np.arange(n)[:, None]).any()
+    assert all(len(set(row)) == len(row) for row in found.indices.tolist())
+    assert (np.diff(found.distances, axis=1) >= 0).all()
+
+
+def test_cells_of_zeros_are_far_from_all_others() -> None:
+    points = noise(50).embedding
+    points[7] = 0
+    found = find_neighbours(points, 5)
+    assert np.isfinite(found.distances).all()
+    np.testing.assert_allclose(found.distances[7], 1, atol=1e-6)
+
+
+def test_refuses_an_embedding_that_diverged() -> None:
+    points = noise(50).embedding
+    points[3, 1] = np.nan
+    with pytest.raises(NeumfError, match="cell 3"):
+        find_neighbours(points, 5)
+    with pytest.raises(NeumfError, match="at least 2 cells"):
+        find_neighbours(points[:1], 5)
+
+
+def test_cross_neighbours_match_all_distances() -> None:
+    points = noise(200).embedding
+    queries, references = points[:80], points[80:]
+    found = find_cross_neighbours(queries, references, 15)
+    true = all_distances(points, "cosine")[:80, 80:]
+    np.testing.assert_array_equal(found, np.argsort(true, axis=1)[:, :15])
+
+
+def test_shared_graph_is_the_jaccard_index_of_neighbourhoods() -> None:
+    points = noise(120).embedding
+    chosen = ClusterSettings(n_neighbors=10)
+    graph = cell_graph(find_neighbours(points, 30), chosen).toarray()
+    near = find_neighbours(points, 9).indices
+    hoods = [{i, *near[i].tolist()} for i in range(len(points))]
+    for i in range(len(points)):
+        for j in range(len(points)):
+            jaccard = len(hoods[i] & hoods[j]) / len(hoods[i] | hoods[j])
+            expected = jaccard if i != j and jaccard > chosen.prune else 0
+            assert graph[i, j] == pytest.approx(expected, abs=1e-6)
+
+
+def test_nearest_graph_joins_neighbours_of_either_side() -> None:
+    points = noise(60).embedding
+    graph = cell_graph(find_neighbours(points, 4), ClusterSettings(n_neighbors=5, graph="nearest")).toarray()
+    near = find_neighbours(points, 4).indices
+    expected = np.zeros((60, 60))
+    np.put_along_axis(expected, near, 1, axis=1)
+    np.testing.assert_array_equal(graph, np.maximum(expected, expected.T))
+
+
+def test_graph_does_not_join_separated_types() -> None:
+    data = blobs()
+    graph = cell_graph(find_neighbours(data.embedding, 19)).tocoo()
+    assert (data.labels[graph.row] == data.labels[graph.col]).all()
+
+
+def test_one_search_serves_every_use() -> None:
+    needed = neighbours_needed(
+        ClusterSettings(n_neighbors=30), UmapSettings(n_neighbors=50), MetricsSettings(lisi_perplexity=10)
+    )
+    assert needed == 49
+    assert neighbours_needed(ClusterSettings(), UmapSettings(), MetricsSettings()) == 90
