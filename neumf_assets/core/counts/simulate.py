@@ -234,51 +234,69 @@ def gene_truth(settings: SimulatorSettings) -> GeneTruth:
         The zero share cannot be reached with the library sizes and number of genes.
     """
     rng = _stream(settings, _GENES)
-    genes, n = np.arange(settings.genes), settings.genes
-    mito, ribo = genes[: min(13, n // 50)], genes[-min(len(RIBOSOMAL), n // 50) :]
-    middle = iter(rng.permutation(genes[len(mito) : n - len(ribo)]))
-    markers = {p: _take(middle, settings.markers_per_program) for p in settings.programs}
-    specific = round(settings.response_genes * settings.response_specific_share)
-    common_response = _take(middle, settings.response_genes - specific)
-    specific_response = _assign_specific_response(rng, settings, _take(middle, specific))
-    symbols = _name_genes(rng, n, mito, ribo, markers, common_response, specific_response)
-    names, columns = ["library"], [np.ones(n)]
-
-    def add(name: str, effect: Floats) -> None:
-        names.append(name)
-        columns.append(effect)
-
-    add("abundance", _abundance_ranks(rng, n, mito, ribo, markers, common_response, specific_response))
-    for program, chosen in markers.items():
-        add(f"program: {program}", _fold_changes(rng, n, chosen, settings.marker_strength, 0.25))
-    add("response", _fold_changes(rng, n, common_response, settings.response_strength, 0.25))
-    for cell_type, chosen in specific_response.items():
-        add(
-            f"response in {cell_type}",
-            _fold_changes(rng, n, chosen, settings.response_strength, 0.25),
-        )
-    for dataset in settings.datasets:
-        add(f"batch {dataset.name}", rng.normal(0.0, settings.batch_strength * _LN2, n))
-    for number in range(settings.variable_programs):
-        touched = rng.random(n) < 0.1
-        add(f"variable {number + 1}", touched * rng.normal(0.0, settings.variable_strength * _LN2, n))
-    add("mitochondrial", np.isin(genes, mito).astype(np.float64))
+    n, roles = settings.genes, _assign_roles(rng, settings)
+    symbols = _name_genes(rng, n, roles)
+    effects = _effects(rng, settings, roles)
     order = rng.permutation(n)  # so that the first genes are like any others
     position = np.argsort(order)
+    scales = rng.uniform(0.7, 1.3, len(settings.cell_types))
     truth = GeneTruth(
         symbols=tuple(symbols[i] for i in order),
-        factors=np.stack(columns, axis=1)[order],
-        factor_names=tuple(names),
-        markers={name: np.sort(position[chosen]) for name, chosen in markers.items()},
-        response_genes=np.sort(position[common_response]),
-        specific_response_genes={t: np.sort(position[chosen]) for t, chosen in specific_response.items()},
-        response_scale=dict(
-            zip(settings.cell_types, rng.uniform(0.7, 1.3, len(settings.cell_types)), strict=True)
-        ),
+        factors=np.stack(list(effects.values()), axis=1)[order],
+        factor_names=tuple(effects),
+        markers={name: np.sort(position[chosen]) for name, chosen in roles.markers.items()},
+        response_genes=np.sort(position[roles.response]),
+        specific_response_genes={t: np.sort(position[own]) for t, own in roles.specific_response.items()},
+        response_scale=dict(zip(settings.cell_types, scales.tolist(), strict=True)),
         theta=np.exp(rng.normal(-np.log(settings.dispersion), settings.dispersion_log_sd, n)),
     )
     _tune_abundance(settings, truth)
     return truth
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Which genes do what, before they are shuffled."""
+
+    mito: Ints
+    ribo: Ints
+    markers: dict[str, Ints]
+    response: Ints
+    specific_response: dict[str, Ints]
+
+    @property
+    def specific(self) -> Ints:
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *self.specific_response.values()]))
+
+
+def _assign_roles(rng: np.random.Generator, settings: SimulatorSettings) -> _Roles:
+    genes, n = np.arange(settings.genes), settings.genes
+    mito, ribo = genes[: min(len(MITOCHONDRIAL), n // 50)], genes[-min(len(RIBOSOMAL), n // 50) :]
+    middle = iter(rng.permutation(genes[len(mito) : n - len(ribo)]))
+    markers = {p: _take(middle, settings.markers_per_program) for p in settings.programs}
+    specific = round(settings.response_genes * settings.response_specific_share)
+    response = _take(middle, settings.response_genes - specific)
+    return _Roles(
+        mito, ribo, markers, response, _assign_specific_response(rng, settings, _take(middle, specific))
+    )
+
+
+def _effects(rng: np.random.Generator, settings: SimulatorSettings, roles: _Roles) -> dict[str, Floats]:
+    """Natural-log effect of each factor on each gene."""
+    n = settings.genes
+    effects = {"library": np.ones(n), "abundance": _abundance_ranks(rng, n, roles)}
+    for program, chosen in roles.markers.items():
+        effects[f"program: {program}"] = _fold_changes(rng, n, chosen, settings.marker_strength)
+    effects["response"] = _fold_changes(rng, n, roles.response, settings.response_strength)
+    for cell_type, chosen in roles.specific_response.items():
+        effects[f"response in {cell_type}"] = _fold_changes(rng, n, chosen, settings.response_strength)
+    for dataset in settings.datasets:
+        effects[f"batch {dataset.name}"] = rng.normal(0.0, settings.batch_strength * _LN2, n)
+    for number in range(settings.variable_programs):
+        touched = rng.random(n) < 0.1
+        effects[f"variable {number + 1}"] = touched * rng.normal(0.0, settings.variable_strength * _LN2, n)
+    effects["mitochondrial"] = np.isin(np.arange(n), roles.mito).astype(np.float64)
+    return effects
 
 
 def _take(genes: Iterator[np.int64], count: int) -> Ints:
@@ -297,60 +315,40 @@ def _assign_specific_response(
     return {cell_type: chosen[member[:, t]] for t, cell_type in enumerate(types)}
 
 
-def _name_genes(
-    rng: np.random.Generator,
-    n: int,
-    mito: Ints,
-    ribo: Ints,
-    markers: dict[str, Ints],
-    common_response: Ints,
-    specific_response: dict[str, Ints],
-) -> list[str]:
+def _name_genes(rng: np.random.Generator, n: int, roles: _Roles) -> list[str]:
     """Symbols by role; the two last unnamed genes share one symbol, as MATR3 does in 10x references."""
     named: dict[int, str] = {}
-    specific = np.unique(np.concatenate([np.zeros(0, np.int64), *specific_response.values()]))
-    roles = [(mito, MITOCHONDRIAL), (ribo, RIBOSOMAL)]
-    roles += [(chosen, MARKERS.get(program, ())) for program, chosen in markers.items()]
-    roles.append((np.concatenate([common_response, specific]), INTERFERON))
-    for chosen, known in roles:
-        named.update(zip(chosen.tolist(), known, strict=False))
+    known = [(roles.mito, MITOCHONDRIAL), (roles.ribo, RIBOSOMAL)]
+    known += [(chosen, MARKERS.get(program, ())) for program, chosen in roles.markers.items()]
+    known.append((np.concatenate([roles.response, roles.specific]), INTERFERON))
+    for chosen, symbols in known:
+        named.update(zip(chosen.tolist(), symbols, strict=False))
     rest = [gene for gene in range(n) if gene not in named]
     named.update(zip(rest, family_symbols(rng, len(rest), set(named.values())), strict=True))
     named[rest[-2]] = named[rest[-1]] = "MATR3"
     return [named[gene] for gene in range(n)]
 
 
-def _abundance_ranks(
-    rng: np.random.Generator,
-    n: int,
-    mito: Ints,
-    ribo: Ints,
-    markers: dict[str, Ints],
-    common_response: Ints,
-    specific_response: dict[str, Ints],
-) -> Floats:
+def _abundance_ranks(rng: np.random.Generator, n: int, roles: _Roles) -> Floats:
     """Standardised log abundance: a bell of all genes, in which roles have their place.
 
     Ribosomal and mitochondrial genes are abundant; markers and response genes are common enough to be seen
     once they are raised.
     """
-    abundance = np.clip(
-        rng.normal(size=n), -1.0, 2.6
-    )  # no gene may take most of the library, none be never seen
-    abundance[ribo] = rng.normal(1.4, 0.3, len(ribo))
-    abundance[mito] = rng.normal(1.4, 0.3, len(mito))
-    raised = np.unique(np.concatenate([*markers.values(), common_response, *specific_response.values()]))
+    # no gene may take most of the library, none be never seen
+    abundance = np.clip(rng.normal(size=n), -1.0, 2.6)
+    abundance[roles.ribo] = rng.normal(1.4, 0.3, len(roles.ribo))
+    abundance[roles.mito] = rng.normal(1.4, 0.3, len(roles.mito))
+    raised = np.unique(np.concatenate([*roles.markers.values(), roles.response, roles.specific]))
     abundance[raised] = rng.normal(0.7, 0.5, len(raised))
     return abundance
 
 
-def _fold_changes(
-    rng: np.random.Generator, n: int, chosen: Ints, mean_log2: float, relative_sd: float
-) -> Floats:
+def _fold_changes(rng: np.random.Generator, n: int, chosen: Ints, mean_log2: float) -> Floats:
     """Natural-log effects: ``chosen`` genes around ``mean_log2``, never negative, their mean exactly that."""
     effect = np.zeros(n)
     if len(chosen):
-        drawn = np.clip(rng.normal(1.0, relative_sd, len(chosen)), 0.2, None)
+        drawn = np.clip(rng.normal(1.0, 0.25, len(chosen)), 0.2, None)
         effect[chosen] = drawn / drawn.mean() * mean_log2 * _LN2
     return effect
 

@@ -19,11 +19,13 @@ from neumf_assets.core.report.content import (
     DatasetSummary,
     ReportContent,
 )
+from neumf_assets.core.report.image import inches_wide
 from neumf_assets.core.report.palette import MISSING_NAME, category_names, colour_map, ordered
 from neumf_assets.core.report.wording import (
     ARMS,
     METRICS,
     arm_title,
+    expected_share,
     headline,
     mean,
     method_title,
@@ -49,7 +51,7 @@ class Picture:
     @property
     def width(self) -> int:
         """Width in CSS pixels, so that letters have the same size in all pictures."""
-        return round(96 * plots.inches_wide(self.image))
+        return round(96 * inches_wide(self.image))
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def _headline_section(content: ReportContent) -> dict[str, Any] | None:
         "kind": "headline",
         "best": arm_title(best) if best else "",
         "best_meaning": ARMS[best][1] if best in ARMS else "",
-        "rule": comparison.rule,
+        "chosen": bool(best and comparison.rule and len(comparison.scores) > 1),
         "sentences": sentences,
     }
 
@@ -374,7 +376,7 @@ def _best_arm_of(key: str, means: Mapping[str, Mapping[str, float | None]]) -> s
     for arm, value in known.items():
         value = float(value or 0.0)
         if better == "expected":
-            value = -abs(value - float(means[arm].get("expected_same_batch") or 0.0))
+            value = -abs(value - (expected_share(means[arm]) or 0.0))
         rank[arm] = round(-value if better == "lower" else value, 3)
     top = max(rank.values())
     return {arm for arm, value in rank.items() if value == top}

@@ -6,31 +6,62 @@ gives the same bytes.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from neumf_assets.core.report.image import (
+    FAINT,
+    INK,
+    NORMAL,
+    RULE,
+    SMALL,
+    TITLE,
+    ImageFormat,
+    data_uri,
+    draw_legend,
+    dress,
+    export,
+    legend_size,
+    markdown_image,
+    new_figure,
+    short_text,
+)
 from neumf_assets.core.report.palette import MISSING_NAME, category_names, colour_map, ordered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
-    from PIL.Image import Image
 
-ImageFormat = Literal["png", "svg"]
+__all__ = [
+    "CellQC",
+    "EmbeddedCells",
+    "RunScore",
+    "calibration",
+    "cluster_label_heatmap",
+    "comparison",
+    "cross_table",
+    "data_uri",
+    "loss_curve_svg",
+    "loss_curves",
+    "markdown_image",
+    "objective_curve",
+    "qc_histograms",
+    "top_genes_markdown",
+    "umap_grid",
+    "umap_panel",
+    "umap_panels",
+]
+
 Values = Sequence[float] | npt.NDArray[Any]
 Categories = Sequence[object] | npt.NDArray[Any]
 
-INK, FAINT, RULE = "#222222", "#6B6B6B", "#D9D9D9"
-MAX_PNG_BYTES = 300_000  # what a browser and the run storage hold without effort
-_SMALL, _NORMAL, _TITLE = 8.0, 9.0, 10.5
+_NAMED_IN_PLACE = "cluster"
 _SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#332288")
 
 
@@ -59,107 +90,6 @@ class RunScore:
     resolution: float
     seed: int
     scores: Mapping[str, float | None] = field(default_factory=dict)
-
-
-# --- bytes ----------------------------------------------------------------------------------------
-
-
-def markdown_image(image: bytes, alt: str = "") -> str:
-    """Markdown that shows a PNG or SVG in place, without any file beside it."""
-    return f"![{''.join(c for c in alt if c not in '[]')}]({data_uri(image)})"
-
-
-def data_uri(image: bytes) -> str:
-    """``data:`` address of a PNG or SVG."""
-    kind = "png" if image.startswith(b"\x89PNG") else "svg+xml"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
-def inches_wide(png: bytes) -> float:
-    """Width that a PNG from this module was drawn for."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(png)) as picture:
-        return float(picture.width / picture.info["dpi"][0])
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _export(figure: Figure, image_format: ImageFormat, dpi: float = 130) -> bytes:
-    """PNG with at most 256 colours, made coarser until it is small enough; or SVG."""
-    from matplotlib import rc_context
-
-    buffer = io.BytesIO()
-    if image_format == "svg":
-        with rc_context({"svg.hashsalt": "neumf"}):  # ids from content, not from chance
-            figure.savefig(buffer, format="svg", dpi=dpi, metadata={"Date": None})
-        return buffer.getvalue()
-    while True:
-        image = _small_png(figure, dpi)
-        if len(image) <= MAX_PNG_BYTES or dpi < 40:
-            return image
-        dpi *= max(0.5, 0.95 * math.sqrt(MAX_PNG_BYTES / len(image)))  # bytes go with the area
-
-
-def _small_png(figure: Figure, dpi: float) -> bytes:
-    from PIL import Image
-
-    raw = io.BytesIO()
-    figure.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
-    packed = io.BytesIO()
-    with Image.open(raw) as picture:
-        rgb = picture.convert("RGB")
-    palette, codes = _palette_and_codes(rgb)
-    flat = Image.fromarray(codes, mode="P")
-    flat.putpalette(palette.tobytes())
-    flat.save(packed, format="PNG", optimize=True, dpi=(dpi, dpi))
-    return packed.getvalue()
-
-
-def _palette_and_codes(rgb: Image) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """At most 256 colours and each pixel's nearest one; the most frequent colours stay exact."""
-    from PIL.Image import Quantize, Resampling
-    from scipy.spatial import KDTree
-
-    pixels = np.asarray(rgb, dtype=np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
-    found, inverse, count = np.unique(pixels, return_inverse=True, return_counts=True)
-    colours = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8)
-    if len(colours) <= 256:
-        return colours, inverse.reshape(pixels.shape).astype(np.uint8)
-    # a third of the rows and columns has the colours of the whole, in a ninth of the time
-    few = rgb.resize((max(1, rgb.width // 3), max(1, rgb.height // 3)), Resampling.NEAREST)
-    chosen = few.quantize(224, method=Quantize.MAXCOVERAGE, kmeans=1).getpalette() or []
-    frequent = colours[np.argsort(-count, kind="stable")[:32]]
-    palette = np.concatenate([frequent, np.array(chosen[: 224 * 3], dtype=np.uint8).reshape(-1, 3)])
-    nearest = KDTree(palette.astype(np.float64)).query(colours.astype(np.float64))[1]
-    return palette, nearest[inverse].reshape(pixels.shape).astype(np.uint8)
-
-
-def _text(value: object, longest: int = 28) -> str:
-    """A name as it may be drawn: no mathematical markup, one line, not too long."""
-    plain = " ".join(str(value).split()).replace("$", r"\$")
-    return plain if len(plain) <= longest else plain[: longest - 1] + "…"
-
-
-def _dress(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
-    """Quiet axes: no box, thin grid behind the data, legible sizes."""
-    axes.set_title(title, fontsize=_TITLE, color=INK, loc="left", pad=8, fontweight="bold")
-    axes.set_xlabel(x, fontsize=_NORMAL, color=FAINT)
-    axes.set_ylabel(y, fontsize=_NORMAL, color=FAINT)
-    axes.tick_params(labelsize=_SMALL, colors=FAINT, length=3, width=0.6)
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(RULE)
 
 
 # --- small SVG ------------------------------------------------------------------------------------
@@ -238,21 +168,21 @@ def qc_histograms(
     panels = [("total_counts", "Counts per cell", True), ("genes_per_cell", "Genes per cell", True)]
     if any(qc.mito_share is not None for qc in datasets.values()):
         panels.append(("mito_share", "Mitochondrial share", False))
-    legend = _legend_size(list(datasets), 3.3 * len(panels))
+    legend = legend_size(list(datasets), 3.3 * len(panels))
     height = 2.75 + legend[1]
-    figure = _new_figure(3.3 * len(panels), height)
+    figure = new_figure(3.3 * len(panels), height)
     colours = colour_map(list(datasets))
     for position, (key, title, logarithmic) in enumerate(panels):
         left, bottom = (3.3 * position + 0.55) / (3.3 * len(panels)), (0.55 + legend[1]) / height
         axes = figure.add_axes((left, bottom, 2.6 / (3.3 * len(panels)), 1.8 / height))
-        _dress(axes, title, y="cells (%)" if position == 0 else "")
+        dress(axes, title, y="cells (%)" if position == 0 else "")
         _draw_histograms(axes, {n: getattr(qc, key) for n, qc in datasets.items()}, colours, logarithmic)
         if thresholds and key in thresholds:
             axes.axvline(thresholds[key], color=INK, linewidth=1, linestyle=(0, (4, 3)))
         if key == "mito_share":
             axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-    _draw_legend(figure, list(datasets), colours, (0.5, 0.05, 3.3 * len(panels) - 0.5, legend[1]))
-    return _export(figure, image_format)
+    draw_legend(figure, list(datasets), colours, (0.5, 0.05, 3.3 * len(panels) - 0.5, legend[1]))
+    return export(figure, image_format)
 
 
 def _draw_histograms(
@@ -308,14 +238,14 @@ def loss_curves(
     rows = math.ceil(len(histories) / columns)
     names = list(dict.fromkeys(name for history in histories.values() for name in history))
     colours = {name: _SERIES[i % len(_SERIES)] for i, name in enumerate(names)}
-    legend = _legend_size(names, 3.4 * columns) if len(names) > 1 else (1, 0.0)
+    legend = legend_size(names, 3.4 * columns) if len(names) > 1 else (1, 0.0)
     width, height = 3.4 * columns, 2.5 * rows + legend[1]
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     for position, (title, history) in enumerate(histories.items()):
         row, column = divmod(position, columns)
         bottom = legend[1] + 2.5 * (rows - 1 - row) + 0.55
         axes = figure.add_axes(((3.4 * column + 0.75) / width, bottom / height, 2.5 / width, 1.6 / height))
-        _dress(axes, _text(title), x=x, y=y if column == 0 else "")
+        dress(axes, short_text(title), x=x, y=y if column == 0 else "")
         for name, values in history.items():
             epochs, known = _finite(values)
             marker = "o" if len(known) < 15 else ""
@@ -323,26 +253,26 @@ def loss_curves(
         _whole_ticks(axes)
         _short_numbers(axes)
     if len(names) > 1:
-        _draw_legend(figure, names, colours, (0.7, 0.05, width - 0.7, legend[1]))
-    return _export(figure, image_format)
+        draw_legend(figure, names, colours, (0.7, 0.05, width - 0.7, legend[1]))
+    return export(figure, image_format)
 
 
 def objective_curve(objectives: Mapping[str, Values], image_format: ImageFormat = "png") -> bytes:
     """Objective of integrative NMF by iteration; one line per arm or restart."""
     colours = {name: _SERIES[i % len(_SERIES)] for i, name in enumerate(objectives)}
-    legend = _legend_size(list(objectives), 5.0) if len(objectives) > 1 else (1, 0.0)
+    legend = legend_size(list(objectives), 5.0) if len(objectives) > 1 else (1, 0.0)
     height = 2.7 + legend[1]
-    figure = _new_figure(5.0, height)
+    figure = new_figure(5.0, height)
     axes = figure.add_axes((0.85 / 5, (0.55 + legend[1]) / height, 4.0 / 5, 1.8 / height))
-    _dress(axes, "Objective", x="iteration", y="objective (lower is better)")
+    dress(axes, "Objective", x="iteration", y="objective (lower is better)")
     for name, values in objectives.items():
         iterations, known = _finite(values)
         axes.plot(iterations, known, color=colours[name], linewidth=1.8)
     _whole_ticks(axes)
     _short_numbers(axes)
     if len(objectives) > 1:
-        _draw_legend(figure, list(objectives), colours, (0.8, 0.05, 4.2, legend[1]))
-    return _export(figure, image_format)
+        draw_legend(figure, list(objectives), colours, (0.8, 0.05, 4.2, legend[1]))
+    return export(figure, image_format)
 
 
 def _whole_ticks(axes: Axes) -> None:
@@ -383,19 +313,19 @@ def calibration(
         p = np.array([part.mean() for part in np.array_split(p[order], bins)])
         o = np.array([part.mean() for part in np.array_split(o[order], bins)])
     keep = (p > 0) & (o > 0)
-    figure = _new_figure(3.6, 3.4)
+    figure = new_figure(3.6, 3.4)
     axes = figure.add_axes((0.2, 0.17, 0.74, 0.7))
-    _dress(axes, _text(title or "Calibration", 34), x="predicted mean count", y="observed mean count")
+    dress(axes, short_text(title or "Calibration", 34), x="predicted mean count", y="observed mean count")
     if keep.any():
         low, high = min(p[keep].min(), o[keep].min()) * 0.6, max(p[keep].max(), o[keep].max()) * 1.7
         axes.plot([low, high], [low, high], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         axes.plot(p[keep], o[keep], "o", color=_SERIES[0], markersize=4.5, alpha=0.9, markeredgewidth=0)
         axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         axes.text(
-            0.98, 0.03, "dashed: perfect", transform=axes.transAxes, fontsize=_SMALL, color=FAINT, ha="right"
+            0.98, 0.03, "dashed: perfect", transform=axes.transAxes, fontsize=SMALL, color=FAINT, ha="right"
         )
         axes.minorticks_off()
-    return _export(figure, image_format)
+    return export(figure, image_format)
 
 
 # --- maps -----------------------------------------------------------------------------------------
@@ -430,10 +360,10 @@ def umap_panel(
     image_format
         ``png`` or ``svg``.
     """
-    figure = _new_figure(size, size)
+    figure = new_figure(size, size)
     axes = figure.add_axes((0.005, 0.005, 0.99, 0.99))
     _draw_cells(axes, coordinates, values, colours, named_in_place=named_in_place, seed=seed)
-    return _export(figure, image_format, dpi=150)
+    return export(figure, image_format, dpi=150)
 
 
 def umap_panels(
@@ -449,62 +379,85 @@ def umap_grid(arms: Mapping[str, EmbeddedCells], seed: int = 0, image_format: Im
     A column's colours are the same in all rows, with one legend below; a colouring called ``cluster`` gets
     its names written onto the cells instead, since clusters of different arms have nothing in common.
     """
-    columns = list(dict.fromkeys(name for cells in arms.values() for name in cells.colourings))
-    categories = {
-        column: ordered(
-            name for cells in arms.values() for name in category_names(cells.colourings.get(column, ()))
-        )
-        for column in columns
-    }
-    panel, gap, head = 3.0, 0.12, 0.42
-    named = {column for column in columns if column == "cluster"}
-    legends = {c: _legend_size(categories[c], panel) for c in columns if c not in named}
-    foot = max([height for _, height in legends.values()], default=0.0) + 0.08
-    side = 0.35 if any(arms) else 0.1
-    width = side + len(columns) * (panel + gap)
-    height = head + len(arms) * (panel + gap) + foot
-    figure = _new_figure(width, height)
+    categories: dict[str, list[str]] = {}
+    for cells in arms.values():
+        for name, values in cells.colourings.items():
+            categories[name] = ordered([*categories.get(name, []), *category_names(values)])
+    grid = _Grid(len(arms), len(categories), 0.35 if any(arms) else 0.1, _grid_foot(categories))
+    figure = new_figure(grid.width, grid.height)
     for row, (arm, cells) in enumerate(arms.items()):
-        bottom = foot + (len(arms) - 1 - row) * (panel + gap) + gap
-        middle = (bottom + panel / 2) / height
+        left, bottom = grid.corner(row, 0)
         figure.text(
-            0.18 / width,
-            middle,
-            _text(arm),
+            0.18 / grid.width,
+            (bottom + grid.panel / 2) / grid.height,
+            short_text(arm),
             rotation=90,
             va="center",
             ha="center",
-            fontsize=_TITLE,
+            fontsize=TITLE,
             color=INK,
         )
-        for position, column in enumerate(columns):
-            if column not in cells.colourings:
-                continue
-            left = side + position * (panel + gap)
-            axes = figure.add_axes((left / width, bottom / height, panel / width, panel / height))
-            colours = colour_map(categories[column])
-            _draw_cells(
-                axes,
-                cells.coordinates,
-                cells.colourings[column],
-                colours,
-                named_in_place=column in named,
-                seed=seed,
-            )
-    for position, column in enumerate(columns):
-        left = side + position * (panel + gap)
+        for column, name in enumerate(categories):
+            if name in cells.colourings:
+                left, bottom = grid.corner(row, column)
+                sides = (grid.panel / grid.width, grid.panel / grid.height)
+                axes = figure.add_axes((left / grid.width, bottom / grid.height, *sides))
+                colours = colour_map(categories[name])
+                values, in_place = cells.colourings[name], name == _NAMED_IN_PLACE
+                _draw_cells(axes, cells.coordinates, values, colours, named_in_place=in_place, seed=seed)
+    _draw_grid_names(figure, grid, categories)
+    return export(figure, image_format, dpi=110)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the panels of :func:`umap_grid` lie, in inches."""
+
+    rows: int
+    columns: int
+    side: float
+    foot: float
+    panel: float = 3.0
+    gap: float = 0.12
+
+    @property
+    def width(self) -> float:
+        return self.side + self.columns * (self.panel + self.gap)
+
+    @property
+    def height(self) -> float:
+        return 0.42 + self.rows * (self.panel + self.gap) + self.foot
+
+    def corner(self, row: int, column: int) -> tuple[float, float]:
+        """Left and bottom of a panel."""
+        step = self.panel + self.gap
+        return self.side + column * step, self.foot + self.gap + (self.rows - 1 - row) * step
+
+
+def _grid_foot(categories: Mapping[str, Sequence[str]]) -> float:
+    """Room for the highest legend."""
+    legends = [
+        legend_size(names, _Grid.panel)[1] for key, names in categories.items() if key != _NAMED_IN_PLACE
+    ]
+    return max(legends, default=0.0) + 0.08
+
+
+def _draw_grid_names(figure: Figure, grid: _Grid, categories: Mapping[str, Sequence[str]]) -> None:
+    for column, (name, shown) in enumerate(categories.items()):
+        left, _ = grid.corner(0, column)
         figure.text(
-            left / width,
-            1 - 0.27 / height,
-            f"by {_text(column)}",
-            fontsize=_TITLE,
+            left / grid.width,
+            1 - 0.27 / grid.height,
+            f"by {short_text(name)}",
+            fontsize=TITLE,
             color=INK,
             fontweight="bold",
         )
-        if column in legends:
-            box = (left, foot - 0.02 - legends[column][1], panel, legends[column][1])
-            _draw_legend(figure, categories[column], colour_map(categories[column]), box)
-    return _export(figure, image_format, dpi=110)
+        if name != _NAMED_IN_PLACE:
+            height = legend_size(shown, grid.panel)[1]
+            draw_legend(
+                figure, shown, colour_map(shown), (left, grid.foot - 0.02 - height, grid.panel, height)
+            )
 
 
 def _draw_cells(
@@ -564,8 +517,8 @@ def _name_in_place(axes: Axes, places: npt.NDArray[np.float64], names: npt.NDArr
             continue
         text = axes.text(
             *_densest_place(places[names == name]),
-            _text(name, 18),
-            fontsize=_NORMAL,
+            short_text(name, 18),
+            fontsize=NORMAL,
             color=INK,
             ha="center",
             va="center",
@@ -618,33 +571,6 @@ def _part_texts(axes: Axes, texts: Sequence[Text], rounds: int = 80) -> None:
         text.set_position((float(place[0]), float(place[1])))
 
 
-def _legend_size(names: Sequence[str], width: float) -> tuple[int, float]:
-    """Columns that fit into ``width`` inches, and the legend's height in inches."""
-    longest = max([len(_text(name)) for name in names], default=1)
-    columns = max(1, min(len(names), int(width // (0.3 + 0.068 * longest))))
-    return columns, 0.19 * math.ceil(len(names) / columns) + 0.06
-
-
-def _draw_legend(
-    figure: Figure, names: Sequence[str], colours: Mapping[str, str], box: tuple[float, float, float, float]
-) -> None:
-    """Dots and names in columns, in a box (left, bottom, width, height; inches)."""
-    left, bottom, width, height = box
-    columns, _ = _legend_size(names, width)
-    rows = math.ceil(len(names) / columns)
-    longest = max([len(_text(name)) for name in names], default=1)
-    step = min(width / columns, 0.3 + 0.075 * longest)
-    across, up = figure.get_size_inches()
-    axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
-    axes.set(xlim=(0, width), ylim=(0, height))
-    axes.axis("off")
-    for position, name in enumerate(names):
-        column, row = divmod(position, rows)
-        y = height - 0.1 - 0.19 * row
-        axes.plot(column * step + 0.07, y, "o", color=colours[name], markersize=5.5, markeredgewidth=0)
-        axes.text(column * step + 0.17, y, _text(name), fontsize=_SMALL, color=INK, va="center_baseline")
-
-
 # --- comparison -----------------------------------------------------------------------------------
 
 
@@ -674,21 +600,21 @@ def comparison(
     colours = dict(zip(captions, colour_map([f"{i:03d}" for i in range(len(arms))]).values(), strict=True))
     resolutions = sorted({run.resolution for run in runs})
     width = 3.4 * max(len(shown), 1)
-    legend = _legend_size(captions, width)
+    legend = legend_size(captions, width)
     height = 3.1 + legend[1]
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     for position, key in enumerate(shown):
         box = (3.4 * position + 0.65, 0.6 + legend[1], 2.6, 2.05)
         axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-        _dress(axes, titles[key], x="clustering resolution", y="score" if position == 0 else "")
+        dress(axes, titles[key], x="clustering resolution", y="score" if position == 0 else "")
         axes.set_xticks(range(len(resolutions)), [f"{r:g}" for r in resolutions])
         for arm, caption in zip(arms, captions, strict=True):
             own = [run for run in runs if run.arm == arm]
             _draw_score(axes, own, key, resolutions, colours[caption])
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.0), max(high, 1.0) if high > 0.7 else high * 1.05)
-    _draw_legend(figure, captions, colours, (0.6, 0.05, width - 0.6, legend[1]))
-    return _export(figure, image_format)
+    draw_legend(figure, captions, colours, (0.6, 0.05, width - 0.6, legend[1]))
+    return export(figure, image_format)
 
 
 def _draw_score(
@@ -717,13 +643,13 @@ def cluster_label_heatmap(
 
     row_names, column_names, table = cross_table(clusters, labels)
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    longest = max([len(_text(n, 22)) for n in column_names], default=1)
+    longest = max([len(short_text(n, 22)) for n in column_names], default=1)
     cell = 0.38
-    left = 0.55 + 0.07 * max([len(_text(n, 16)) for n in row_names], default=1)
+    left = 0.55 + 0.07 * max([len(short_text(n, 16)) for n in row_names], default=1)
     right, top = 0.25 + 0.045 * longest, 0.55 + 0.05 * longest
     width, height = left + cell * len(column_names) + right, top + cell * len(row_names) + 0.15
     width = max(width, 3.2)
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     axes = figure.add_axes(
         (left / width, 0.15 / height, cell * len(column_names) / width, cell * len(row_names) / height)
     )
@@ -734,23 +660,28 @@ def cluster_label_heatmap(
     for (i, j), value in np.ndenumerate(share):
         if value >= 0.005:
             colour = "white" if value > 0.45 else INK
-            axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=_SMALL, color=colour)
-    axes.set_xticks(range(len(column_names)), [_text(n, 22) for n in column_names], rotation=40, ha="left")
+            axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=SMALL, color=colour)
+    _dress_heatmap(axes, [short_text(n, 16) for n in row_names], [short_text(n, 22) for n in column_names])
+    figure.text(
+        0.1 / width, 1 - 0.22 / height, short_text(title, 60), fontsize=TITLE, fontweight="bold", color=INK
+    )
+    return export(figure, image_format)
+
+
+def _dress_heatmap(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Names at the top and the left, white lines between the cells."""
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="left")
     axes.xaxis.tick_top()
-    axes.set_yticks(range(len(row_names)), [_text(n, 16) for n in row_names])
-    axes.tick_params(length=0, labelsize=_SMALL, labelcolor=INK)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0, labelsize=SMALL, labelcolor=INK)
     axes.tick_params(axis="x", pad=1)
-    axes.set_ylabel("cluster", fontsize=_NORMAL, color=FAINT)
-    axes.set_xticks(np.arange(len(column_names) - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(len(row_names) - 1) + 0.5, minor=True)
+    axes.set_ylabel("cluster", fontsize=NORMAL, color=FAINT)
+    axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
     for spine in axes.spines.values():
         spine.set_color(RULE)
-    figure.text(
-        0.1 / width, 1 - 0.22 / height, _text(title, 60), fontsize=_TITLE, fontweight="bold", color=INK
-    )
-    return _export(figure, image_format)
 
 
 def cross_table(rows: Categories, columns: Categories) -> tuple[list[str], list[str], npt.NDArray[np.int64]]:

@@ -49,6 +49,11 @@ METRICS: dict[str, Metric] = {
     "expected_same_batch": Metric(
         "… if mixed", "none", "The share of same-dataset neighbours that perfectly mixed datasets would show."
     ),
+    "expected_same_batch_within_label": Metric(
+        "… if mixed in each type",
+        "none",
+        "The same, if datasets were perfectly mixed within every cell type: fair where their shares differ.",
+    ),
     "cross_batch_label_accuracy": Metric(
         "Label accuracy across datasets",
         "higher",
@@ -63,14 +68,21 @@ METRICS: dict[str, Metric] = {
         "higher",
         "LIGER's faithfulness score: are neighbours within one dataset still neighbours after integration?",
     ),
-    "label_silhouette": Metric(
-        "Silhouette, label", "higher", "How compact and separate cell types are; −1 to 1, higher is better."
+    "silhouette_label": Metric(
+        "Silhouette, label",
+        "higher",
+        "How compact and separate the cell types are: −1 to 1, higher is better.",
     ),
-    "batch_silhouette": Metric(
-        "Silhouette, dataset", "higher", "How little datasets separate within cell types; 1 is fully mixed."
+    "silhouette_batch": Metric(
+        "Silhouette, dataset", "higher", "How little datasets separate within cell types: 1 is fully mixed."
     ),
-    "ilisi": Metric("iLISI", "higher", "Effective number of datasets around a cell: higher is better mixed."),
-    "clisi": Metric("cLISI", "lower", "Effective number of cell types around a cell: 1 is pure."),
+    "ilisi": Metric("iLISI", "higher", "How mixed the datasets are around a cell: 0 apart, 1 fully mixed."),
+    "clisi": Metric("cLISI", "higher", "How pure the cell types are around a cell: 1 is one type only."),
+    "stability": Metric(
+        "Stability",
+        "higher",
+        "Do clusterings that differ in their random start only agree? Mean ARI of pairs.",
+    ),
     "n_clusters": Metric("Clusters", "none", "Number of clusters at the default resolution."),
     "seconds": Metric("Seconds", "lower", "Time of the whole arm on the machine that ran it."),
 }
@@ -96,13 +108,11 @@ METHODS: dict[str, str] = {
     "neumf": "NeuMF",
     "gmf": "GMF (no hidden layers)",
     "mlp": "MLP",
-    "mean": "Gene mean × size factor",
     "gene_mean": "Gene mean × size factor",
     "svd": "SVD of log counts",
     "nmf": "NMF (KL)",
-    "kl_nmf": "NMF (KL)",
+    "nmf_normalised": "NMF (KL) of normalised counts",
     "popularity": "Popularity",
-    "random": "Random order",
 }
 
 
@@ -119,6 +129,12 @@ def arm_title(name: str) -> str:
 def method_title(name: str) -> str:
     """Name of a method of prediction for a table."""
     return METHODS.get(name, name)
+
+
+def expected_share(scores: Mapping[str, float | None]) -> float | None:
+    """Share of same-dataset neighbours in mixed data: within cell types where that is known, else overall."""
+    within = scores.get("expected_same_batch_within_label")
+    return scores.get("expected_same_batch") if within is None else within
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
@@ -201,7 +217,7 @@ def _labels_sentence(arm: str, key: str, scores: Mapping[str, Mapping[str, float
 
 
 def _mixing_sentence(own: Mapping[str, float | None]) -> str:
-    share, expected = own.get("same_batch_neighbours"), own.get("expected_same_batch")
+    share, expected = own.get("same_batch_neighbours"), expected_share(own)
     if share is None or expected is None:
         return ""
     excess = share - expected

@@ -167,6 +167,20 @@ def full() -> ReportContent:
     )
 
 
+def light() -> ReportContent:
+    """All sections, few pictures."""
+    content = full()
+    assert content.comparison
+    return replace(
+        content,
+        datasets=[replace(d, total_counts=None) for d in content.datasets],
+        arms=[replace(content.arms[0], label=None, cluster=[0] * 120)],
+        comparison=replace(content.comparison, runs=()),
+        curves=content.curves[1:],
+        evaluations=[replace(content.evaluations[0], predicted=None)],
+    )
+
+
 ALL_SECTIONS = [
     "in-short",
     "warnings",
@@ -196,7 +210,7 @@ def page(html) -> Page:
 def test_all_sections_are_there_and_in_the_table_of_contents(page):
     assert page.sections == ALL_SECTIONS
     links = [a["href"] for tag, a in page.tags if tag == "a"]
-    assert [f"#{s}" for s in ALL_SECTIONS if s != "warnings"] == links[:-1]
+    assert [f"#{s}" for s in ALL_SECTIONS if s != "warnings"] == links[: len(ALL_SECTIONS) - 1]
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids)) and {link[1:] for link in links} <= set(ids)
 
@@ -330,7 +344,7 @@ def test_empty_study_is_a_valid_page_without_sections():
     ],
 )
 def test_sections_without_data_are_left_out(without, gone):
-    page = Page(report_html(replace(full(), **without)))
+    page = Page(report_html(replace(light(), **without)))
     assert set(ALL_SECTIONS) - set(page.sections) == gone
     links = {a["href"] for tag, a in page.tags if tag == "a"}
     assert not links & {f"#{name}" for name in gone}
