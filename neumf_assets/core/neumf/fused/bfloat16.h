@@ -74,7 +74,11 @@ struct Accumulator {
   }
 #define ACCUMULATOR_END(t, x) TILE_STORE(t, (x).c, (x).row)
 
-inline void multiply22(Tiles a0, Tiles a1, Tiles b0, Tiles b1, int depth, const Accumulator (&c)[2][2]) {
+// `work` is vector work to do while the products run: stores leave the core in program order, so that a store of a
+// tile that is still being computed would hold up all later ones.
+template <class Work>
+inline void multiply22(Tiles a0, Tiles a1, Tiles b0, Tiles b1, int depth, const Accumulator (&c)[2][2],
+                       Work&& work) {
   ACCUMULATOR_BEGIN(0, c[0][0]);
   ACCUMULATOR_BEGIN(1, c[0][1]);
   ACCUMULATOR_BEGIN(2, c[1][0]);
@@ -89,13 +93,16 @@ inline void multiply22(Tiles a0, Tiles a1, Tiles b0, Tiles b1, int depth, const 
     TILE_MULTIPLY(2, 5, 6);
     TILE_MULTIPLY(3, 5, 7);
   }
+  work();
   ACCUMULATOR_END(0, c[0][0]);
   ACCUMULATOR_END(1, c[0][1]);
   ACCUMULATOR_END(2, c[1][0]);
   ACCUMULATOR_END(3, c[1][1]);
 }
 
-inline void multiply12(Tiles a, Tiles b0, Tiles b1, int depth, const Accumulator& c0, const Accumulator& c1) {
+template <class Work>
+inline void multiply12(Tiles a, Tiles b0, Tiles b1, int depth, const Accumulator& c0, const Accumulator& c1,
+                       Work&& work) {
   ACCUMULATOR_BEGIN(0, c0);
   ACCUMULATOR_BEGIN(1, c1);
   for (int k = 0; k < depth; ++k) {
@@ -105,6 +112,7 @@ inline void multiply12(Tiles a, Tiles b0, Tiles b1, int depth, const Accumulator
     TILE_LOAD(7, b1.p + k * b1.step, b1.row);
     TILE_MULTIPLY(1, 4, 7);
   }
+  work();
   ACCUMULATOR_END(0, c0);
   ACCUMULATOR_END(1, c1);
 }
@@ -318,19 +326,24 @@ class Bfloat16Tower {
     _mm512_store_si512(line + 512, _mm512_permutex2var_epi16(even, _mm512_load_si512(return_order[1]), odd));
   }
 
-  // scratch = left [high tiles x deep tiles] times columns of both halves.
-  void multiply_columns(const uint16_t* left, int high, int deep, const uint16_t* columns, const float* bias, float* z) {
+  // z = left [high tiles x deep tiles] times columns of both halves; `work(part, parts)` runs beside it.
+  template <class Work>
+  void multiply_columns(const uint16_t* left, int high, int deep, const uint16_t* columns, const float* bias, float* z,
+                        Work&& work) {
     const Tiles lower{bytes(columns), 2 * kTileBytes}, upper{bytes(columns) + kTileBytes, 2 * kTileBytes};
     auto accumulator = [&](int m, int half) {
       return Accumulator{bias == nullptr ? nullptr : bytes(bias) + m * kTileBytes,
                          bytes(z) + m * 16 * kScratchRow + half * 64, kScratchRow};
     };
     auto operand = [&](int m) { return Tiles{bytes(left) + m * deep * kTileBytes, kTileBytes}; };
+    const int parts = (high + 1) / 2;
     int m = 0;
     for (; m + 2 <= high; m += 2)
       multiply22(operand(m), operand(m + 1), lower, upper, deep,
-                 {{accumulator(m, 0), accumulator(m, 1)}, {accumulator(m + 1, 0), accumulator(m + 1, 1)}});
-    if (m < high) multiply12(operand(m), lower, upper, deep, accumulator(m, 0), accumulator(m, 1));
+                 {{accumulator(m, 0), accumulator(m, 1)}, {accumulator(m + 1, 0), accumulator(m + 1, 1)}},
+                 [&] { work(m / 2, parts); });
+    if (m < high)
+      multiply12(operand(m), lower, upper, deep, accumulator(m, 0), accumulator(m, 1), [&] { work(m / 2, parts); });
   }
 
   void first_layer(int64_t cell, int group) {
@@ -351,7 +364,8 @@ class Bfloat16Tower {
     }
   }
 
-  void rectify(int l, int group, const float* z) {
+  void rectify(int l, int group) {
+    const float* z = scratch[group % 2];
     uint16_t *to = rows_of(l, group), *in_columns = columns_of(l, group);
     const __m512i zero = _mm512_setzero_si512();
     for (int j = 0; j < units[l]; j += 2) {
@@ -365,15 +379,33 @@ class Bfloat16Tower {
     }
   }
 
+  // While a group's products run, the vector units work on its neighbours.
   void forward(int64_t cell, int64_t gene) {
-    for (int l = 1; l <= top; ++l)
-      for (int g = 0; g < groups; ++g) {
-        if (l == 1) first_layer(cell + g, g);
-        float* z = l == top ? summit + g * high[top] * 16 * kPairs : scratch[g % 2];
-        multiply_columns(weight[l], high[l], deep[l - 1], columns_of(l - 1, g), bias[l], z);
-        if (l < top) rectify(l, g, z);
-      }
-    for (int g = 0; g < groups; ++g) score(cell + g, gene, g);
+    first_layer(cell, 0);
+    for (int l = 1; l <= top; ++l) {
+      for (int g = 0; g < groups; ++g)
+        forward_product(l, g, [&](int part, int) {
+          if (part > 0) return;
+          if (l == 1 && g + 1 < groups) first_layer(cell + g + 1, g + 1);
+          if (g > 0) finish_forward(l, cell, gene, g - 1);
+        });
+      finish_forward(l, cell, gene, groups - 1);
+    }
+  }
+
+  template <class Work>
+  void forward_product(int l, int g, Work&& work) {
+    float* z = l == top ? summit + g * high[top] * 16 * kPairs : scratch[g % 2];
+    multiply_columns(weight[l], high[l], deep[l - 1], columns_of(l - 1, g), bias[l], z, work);
+  }
+
+  void finish_forward(int l, int64_t cell, int64_t gene, int g) {
+    if (l < top) {
+      rectify(l, g);
+    } else {
+      score(cell + g, gene, g);
+      if (training) top_slopes(g);
+    }
   }
 
   void score(int64_t cell, int64_t gene, int g) {
@@ -416,7 +448,8 @@ class Bfloat16Tower {
   }
 
   // Gradient by layer l's pre-activations, from that by its activations.
-  void hidden_slopes(int l, int g, const float* z) {
+  void hidden_slopes(int l, int g) {
+    const float* z = scratch[g % 2];
     const uint16_t* active = rows_of(l, g);
     for (int j = 0; j < units[l]; ++j) {
       const __m512i line = _mm512_load_si512(active + j * kPairs);
@@ -436,10 +469,11 @@ class Bfloat16Tower {
   }
 
   // Gradients by the first layer's sums: added up over genes (as tiles) and cells (here).
-  void first_slopes(int g, const float* z) {
+  void first_slopes(int g, int part, int parts) {
+    const float* z = scratch[g % 2];
     const uint16_t* active = rows_of(0, g);
     uint16_t* to = dslope0 + g * high[0] * 512;
-    for (int k = 0; k < units[0]; ++k) {
+    for (int k = units[0] * part / parts; k < units[0] * (part + 1) / parts; ++k) {
       const __m512i line = _mm512_load_si512(active + k * kPairs);
       const __mmask32 on = _mm512_test_epi16_mask(line, line);
       const __m512 lower = _mm512_load_ps(z + k * kPairs), upper = _mm512_load_ps(z + k * kPairs + 16);
@@ -453,17 +487,23 @@ class Bfloat16Tower {
 
   void backward(int64_t cell) {
     for (int l = top; l > 0; --l) {
-      for (int g = 0; g < groups; ++g) {
-        if (l == top) top_slopes(g);
-        multiply_columns(transposed[l], high[l - 1], deep[l], slope_columns_of(l, g), nullptr, scratch[g % 2]);
-        if (l > 1)
-          hidden_slopes(l - 1, g, scratch[g % 2]);
-        else
-          first_slopes(g, scratch[g % 2]);
-      }
+      for (int g = 0; g < groups; ++g)
+        multiply_columns(transposed[l], high[l - 1], deep[l], slope_columns_of(l, g), nullptr, scratch[g % 2],
+                         [&](int part, int parts) {
+                           if (g > 0) finish_backward(l, g - 1, part, parts);
+                         });
+      const int parts = (high[l - 1] + 1) / 2;
+      for (int part = 0; part < parts; ++part) finish_backward(l, groups - 1, part, parts);
       weight_gradient(l);
     }
     cell_gradient(cell);
+  }
+
+  void finish_backward(int l, int g, int part, int parts) {
+    if (l == 1)
+      first_slopes(g, part, parts);
+    else if (part == 0)
+      hidden_slopes(l - 1, g);
   }
 
   void weight_gradient(int l) {
@@ -483,9 +523,10 @@ class Bfloat16Tower {
         const bool two_m = m + 1 < high_m, two_n = n + 1 < high_n;
         if (two_m && two_n)
           multiply22(left(m), left(m + 1), right(n), right(n + 1), groups,
-                     {{accumulator(m, n), accumulator(m, n + 1)}, {accumulator(m + 1, n), accumulator(m + 1, n + 1)}});
+                     {{accumulator(m, n), accumulator(m, n + 1)}, {accumulator(m + 1, n), accumulator(m + 1, n + 1)}},
+                     [] {});
         else if (two_n)
-          multiply12(left(m), right(n), right(n + 1), groups, accumulator(m, n), accumulator(m, n + 1));
+          multiply12(left(m), right(n), right(n + 1), groups, accumulator(m, n), accumulator(m, n + 1), [] {});
         else if (two_m)
           multiply21(left(m), left(m + 1), right(n), groups, accumulator(m, n), accumulator(m + 1, n));
         else
