@@ -34,7 +34,7 @@ class SimulatedDatasetSettings(Settings):
         default=(), description="Cell types that this dataset does not contain."
     )
     library_mean: float = Field(
-        default=160.0,
+        default=125.0,
         gt=0,
         le=1e6,
         description="Mean total count of a cell (log-normal over the cells), over the simulated genes.",
@@ -120,10 +120,10 @@ class SimulatorSettings(Settings):
         description="How alike the datasets' cell type shares are (Dirichlet; high: alike).",
     )
     target_zero_share: float = Field(
-        default=0.952,
+        default=0.955,
         gt=0,
         lt=1,
-        description="Expected share of zeros; droplet data have 0.94 to 0.96, and QC drops unseen genes.",
+        description="Expected share of zeros; droplet data have 0.94 to 0.96, unseen genes left out.",
     )
     dispersion: float = Field(
         default=0.2,
