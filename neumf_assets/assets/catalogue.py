@@ -9,7 +9,9 @@ from neumf_assets.settings import ARMS, StudySettings
 
 def stages(study: StudySettings) -> list[Stage]:
     """The stages that a study's settings ask for, in an order in which they can be computed."""
-    arms = [
-        item for arm in ARMS if arm in study.arms for item in (*integrate.STAGES[arm], *common_stages(arm))
-    ]
-    return [*ingest.STAGES, *model.STAGES, *arms, *report_stages(study.arms)]
+    arms = [arm for arm in ARMS if arm in study.arms]
+    own = [item for arm in arms for item in integrate.STAGES[arm]]
+    if arms != ["ineumf"]:
+        own.insert(0, integrate.shared_genes)
+    common = [item for arm in arms for item in common_stages(arm)]
+    return [*ingest.STAGES, *model.STAGES, *own, *common, *report_stages(study.arms)]

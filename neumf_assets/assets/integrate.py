@@ -3,20 +3,185 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from neumf_assets.assets.inputs import load_all_counts
+from neumf_assets.assets.inputs import load_all_counts, read_table
 from neumf_assets.assets.model import loss_pictures, model_figures
-from neumf_assets.assets.stage import Product, Step, stage
+from neumf_assets.assets.stage import Product, Stage, Step, stage
 from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
+    import anndata as ad
     import numpy as np
     import pandas as pd
+    import scipy.sparse as sp
 
     from neumf_assets.core.report.content import Curves, FactorGenes
 
 _EMBEDDING_SETTINGS = ("clusters", "umap", "metrics", "batch_column")
+
+
+@stage(
+    group="integrate",
+    inputs=("counts",),
+    settings=("liger",),
+    kinds=("parquet",),
+    columns=(
+        ("gene", "string", "name of the gene; every dataset has it"),
+        (
+            "excess_variance",
+            "float",
+            "log10 of variance over Poisson expectation, the largest of the datasets",
+        ),
+        ("selected", "bool", "whether LIGER uses the gene"),
+    ),
+)
+def shared_genes(step: Step) -> Product:
+    """The genes that LIGER uses: those that vary more than counting noise explains, in any dataset.
+
+    Only genes that every dataset has. By default all above a threshold; `liger.n_genes` takes a fixed number.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from neumf_assets.core.counts.stack import shared_genes as common
+    from neumf_assets.core.liger.preprocess import excess_variance, gene_statistics, select_genes
+
+    counts = load_all_counts(step)
+    genes = common(counts)
+    statistics = [gene_statistics(_columns(data, genes)) for data in counts.values()]
+    chosen = select_genes(statistics, step.study.liger)
+    ratios = [excess_variance(one, step.study.liger.gene_confidence)[0] for one in statistics]
+    table = pd.DataFrame({"gene": genes, "excess_variance": np.max(ratios, axis=0), "selected": False})
+    table.loc[chosen, "selected"] = True
+    return Product(
+        lambda folder: table.to_parquet(folder / "genes.parquet", index=False),
+        {"shared": len(genes), "selected": len(chosen)},
+    )
+
+
+@stage(
+    name=("liger", "factors"),
+    group="integrate",
+    inputs=("counts", "shared_genes"),
+    settings=("liger",),
+    kinds=("pytorch", "numpy"),
+    uses_device=True,
+)
+def liger_factors(step: Step) -> Product:
+    """LIGER's integrative non-negative matrix factorization of the counts.
+
+    Every dataset's matrix is written as H (W + V): W is shared by all datasets, V belongs to one, H says how
+    much of each factor is in each cell. Counts are divided by the cell's total and scaled by gene.
+    """
+    from neumf_assets.core.liger.preprocess import gene_statistics, scale
+
+    genes = _selected(step)
+    parts = []
+    for data in load_all_counts(step).values():
+        everything = _columns(data, list(data.var_names))
+        parts.append(scale(everything, gene_statistics(everything), data.var_names.get_indexer(genes)))
+    return _factorise(step, parts, list(step.all("counts")), genes)
+
+
+@stage(
+    name=("neumf_liger", "factors"),
+    group="integrate",
+    inputs=("dense_counts", "shared_genes"),
+    settings=("liger",),
+    kinds=("pytorch", "numpy"),
+    uses_device=True,
+)
+def neumf_liger_factors(step: Step) -> Product:
+    """LIGER on the dense matrices that each dataset's own NeuMF predicts, as the original notebook plans it.
+
+    The same factorization as for the `liger` arm, on its genes as far as the models saw them. Built to be
+    measured: models that were trained apart may smooth away what datasets have in common.
+    """
+    import numpy as np
+
+    from neumf_assets.core.errors import NeumfError
+    from neumf_assets.core.liger.preprocess import gene_statistics, scale_dense
+    from neumf_assets.core.neumf.dense import open_dense
+
+    opened = {n: open_dense(a.path / "dense.zarr") for n, a in step.all("dense_counts").items()}
+    known = set.intersection(*(set(genes) for _, _, genes in opened.values()))
+    genes = [gene for gene in _selected(step) if gene in known]
+    if len(genes) < step.study.liger.k:
+        raise NeumfError(
+            f"The datasets' models share {len(genes)} of LIGER's genes, fewer than k = {step.study.liger.k}. "
+            "Raise model.n_genes, or leave the arm neumf_liger out."
+        )
+    parts = []
+    for matrix, _, names in opened.values():
+        position = {name: column for column, name in enumerate(names)}
+        columns = np.array([position[gene] for gene in genes], dtype=np.intp)
+        parts.append(scale_dense(matrix, gene_statistics(matrix), columns, device=step.device))
+    return _factorise(step, parts, list(opened), genes)
+
+
+def _columns(data: ad.AnnData, genes: list[str]) -> sp.csr_matrix:
+    import scipy.sparse as sp
+
+    return sp.csr_matrix(data.X)[:, data.var_names.get_indexer(genes)]
+
+
+def _selected(step: Step) -> list[str]:
+    table = read_table(step.one("shared_genes"), "genes")
+    return [str(gene) for gene in table.loc[table["selected"], "gene"]]
+
+
+def _factorise(step: Step, parts: Sequence[Any], datasets: list[str], genes: list[str]) -> Product:
+    from neumf_assets.core.liger.inmf import inmf
+    from neumf_assets.core.liger.store import NamedFactors
+    from neumf_assets.core.report.plots import loss_curve_svg, markdown_image, objective_curve
+
+    result = inmf(parts, step.study.liger, device=step.device, progress=step.progress)
+    named = NamedFactors(result, tuple(datasets), tuple(genes))
+    curve = {"objective": result.objective}
+    return Product(
+        named.save,
+        {
+            "objective": float(result.objective[-1]),
+            "iterations": result.n_iterations,
+            "kkt_residual": result.kkt,
+            "converged": result.converged,
+            "genes": len(genes),
+            "factors": result.k,
+        },
+        pictures={
+            "objective": loss_curve_svg(curve),
+            "objective by iteration": markdown_image(objective_curve(curve), "objective by iteration"),
+        },
+    )
+
+
+def _aligned(arm: Arm) -> Stage:
+    @stage(
+        name=(arm, "cell_embedding"),
+        group="integrate",
+        inputs=(f"{arm}/factors", "counts"),
+        settings=("liger", *_EMBEDDING_SETTINGS),
+        kinds=("numpy", "parquet"),
+    )
+    def cell_embedding(step: Step) -> Product:
+        """Every cell's factor loadings, datasets aligned by quantile normalisation.
+
+        Within each group of matching cells, the loadings of every dataset are given the distribution of the
+        largest dataset. With each cell's nearest neighbours in this space.
+        """
+        import numpy as np
+
+        from neumf_assets.core.cells.store import cell_table
+        from neumf_assets.core.liger.align import align
+        from neumf_assets.core.liger.store import NamedFactors
+
+        factors = NamedFactors.load(step.one(f"{arm}/factors").path)
+        aligned = align(factors.result.H, step.study.liger, factors.datasets)
+        return _embedding_product(step, cell_table(load_all_counts(step)), np.vstack(aligned))
+
+    return cell_embedding
 
 
 @stage(
@@ -89,23 +254,41 @@ def _embedding_product(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -
     return Product(found.save, {"cells": len(cells), "dimensions": int(embedding.shape[1])})
 
 
-def curve_of(step: Step, arm: Arm) -> Curves:
+def curve_of(step: Step, arm: str) -> Curves:
     """How an arm's first stage came to its result: loss by epoch, or objective by iteration."""
     from neumf_assets.assets.report_content import loss_history_of
+    from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.report.content import Curves
+    from neumf_assets.core.report.wording import arm_title
 
-    history = json.loads((step.one("ineumf/model").path / "model.json").read_text())["history"]
-    return Curves("integrative NeuMF", loss_history_of(history))
+    if arm == "ineumf":
+        history = json.loads((step.one("ineumf/model").path / "model.json").read_text())["history"]
+        return Curves(arm_title(arm), loss_history_of(history))
+    factors = NamedFactors.load(step.one(f"{arm}/factors").path)
+    return Curves(arm_title(arm), {"objective": factors.result.objective}, kind="objective")
 
 
-def factor_genes(step: Step, arm: Arm) -> list[FactorGenes]:
-    """The top genes of each factor of an arm."""
+def factor_genes(step: Step, arm: str) -> list[FactorGenes]:
+    """The top genes of each factor of an arm; none for the integrative NeuMF, whose axes have no sign."""
     return []
 
 
-def loadings(step: Step, arm: Arm) -> dict[str, pd.DataFrame]:
+def loadings(step: Step, arm: str) -> dict[str, pd.DataFrame]:
     """Gene loadings of an arm by name, genes × factors."""
-    return {}
+    import pandas as pd
+
+    from neumf_assets.core.liger.store import NamedFactors
+
+    if arm == "ineumf":
+        return {}
+    factors = NamedFactors.load(step.one(f"{arm}/factors").path)
+    parts = {"W": factors.result.W}
+    parts |= {f"V_{name}": v for name, v in zip(factors.datasets, factors.result.V, strict=True)}
+    return {name: pd.DataFrame(part.T, index=list(factors.genes)) for name, part in parts.items()}
 
 
-STAGES = {"liger": (), "neumf_liger": (), "ineumf": (ineumf_model, ineumf_cell_embedding)}
+STAGES: dict[Arm, tuple[Stage, ...]] = {
+    "liger": (liger_factors, _aligned("liger")),
+    "neumf_liger": (neumf_liger_factors, _aligned("neumf_liger")),
+    "ineumf": (ineumf_model, ineumf_cell_embedding),
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from neumf_assets.core.cells.scores import ArmScores
     from neumf_assets.core.report.plots import RunScore
 
-FIRST = {"liger": "factors", "neumf_liger": "factors", "ineumf": "model"}
+FIRST: dict[str, str] = {"liger": "factors", "neumf_liger": "factors", "ineumf": "model"}
 """What each arm computes first."""
 
 
@@ -27,7 +27,7 @@ def report_stages(arms: tuple[Arm, ...]) -> list[Stage]:
     return [_comparison(ordered), _markers(ordered), _integrated(ordered), _report(ordered)]
 
 
-def _of_arms(arms: list[Arm], *names: str) -> list[str]:
+def _of_arms(arms: Sequence[str], *names: str) -> list[str]:
     return [f"{arm}/{FIRST[arm] if name == 'first' else name}" for arm in arms for name in names]
 
 
@@ -53,7 +53,7 @@ def _comparison(arms: list[Arm]) -> Stage:
         """
         from neumf_assets.core.cells.comparison import compare_arms
 
-        scores = {arm: arm_scores(step, arm) for arm in arms}
+        scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
         found = compare_arms(scores)
         content = found.model_dump_json(indent=1)
         return Product(
@@ -67,7 +67,7 @@ def _comparison(arms: list[Arm]) -> Stage:
     return comparison
 
 
-def arm_scores(step: Step, arm: Arm) -> ArmScores:
+def arm_scores(step: Step, arm: str) -> ArmScores:
     """An arm's scores, with the seconds of all its stages."""
     from neumf_assets.core.cells.scores import ArmScores
 
@@ -89,7 +89,7 @@ def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: round(v, 4) if isinstance(v, float) else v for key, v in values.items() if v is not None}
 
 
-def run_scores(scores: Mapping[Arm, ArmScores]) -> list[RunScore]:
+def run_scores(scores: Mapping[str, ArmScores]) -> list[RunScore]:
     """One entry for each arm, resolution and seed, for the picture."""
     from neumf_assets.core.report.plots import RunScore
 
@@ -100,7 +100,7 @@ def run_scores(scores: Mapping[Arm, ArmScores]) -> list[RunScore]:
     ]
 
 
-def _comparison_picture(scores: Mapping[Arm, ArmScores]) -> dict[str, str]:
+def _comparison_picture(scores: Mapping[str, ArmScores]) -> dict[str, str]:
     from neumf_assets.core.report.plots import comparison as draw
     from neumf_assets.core.report.plots import markdown_image
 
@@ -110,7 +110,7 @@ def _comparison_picture(scores: Mapping[Arm, ArmScores]) -> dict[str, str]:
     return {"scores by resolution": markdown_image(draw(runs), "scores by resolution")}
 
 
-def _best(step: Step, arms: list[Arm]) -> Arm:
+def _best(step: Step, arms: list[Arm]) -> str:
     found = json.loads((step.one("comparison").path / "comparison.json").read_text())["best_arm"]
     return found or arms[0]
 
@@ -193,7 +193,7 @@ def _integrated(arms: list[Arm]) -> Stage:
     return integrated
 
 
-def _arm_result(step: Step, arm: Arm) -> Any:
+def _arm_result(step: Step, arm: str) -> Any:
     from neumf_assets.assets.integrate import loadings
     from neumf_assets.core.cells.integrated import ArmResult
     from neumf_assets.core.cells.store import CellEmbedding
@@ -246,7 +246,7 @@ def _report(arms: list[Arm]) -> Stage:
         from neumf_assets.assets.report_content import report_content
         from neumf_assets.core.report.html import report_html
 
-        scores = {arm: arm_scores(step, arm) for arm in arms}
+        scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
         summary = _summary(step, scores, _best(step, arms))
         html = report_html(report_content(step, scores))
 
@@ -263,7 +263,7 @@ def _report(arms: list[Arm]) -> Stage:
     return report
 
 
-def _summary(step: Step, scores: Mapping[Arm, ArmScores], best: Arm) -> dict[str, Any]:
+def _summary(step: Step, scores: Mapping[str, ArmScores], best: str) -> dict[str, Any]:
     raw, evaluations = step.all("raw_counts"), step.all("neumf_evaluation")
     datasets = {}
     for name, artifact in step.all("counts").items():

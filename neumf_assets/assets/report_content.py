@@ -12,7 +12,6 @@ from neumf_assets.assets.inputs import read_table
 from neumf_assets.assets.integrate import curve_of, factor_genes
 from neumf_assets.assets.stage import Step
 from neumf_assets.core.versions import versions
-from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
     from neumf_assets.core.cells.scores import ArmScores
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 _MARKERS_SHOWN = 8
 
 
-def report_content(step: Step, scores: Mapping[Arm, ArmScores]) -> ReportContent:
+def report_content(step: Step, scores: Mapping[str, ArmScores]) -> ReportContent:
     """All that the report of a study says."""
     from neumf_assets.core.report.content import ReportContent
 
@@ -81,7 +80,7 @@ def _dataset(step: Step, name: str) -> DatasetSummary:
     )
 
 
-def _arm(step: Step, arm: Arm) -> ArmResult:
+def _arm(step: Step, arm: str) -> ArmResult:
     from neumf_assets.core.cells.store import CellEmbedding
     from neumf_assets.core.report.content import ArmResult
 
@@ -99,7 +98,7 @@ def _arm(step: Step, arm: Arm) -> ArmResult:
     )
 
 
-def _comparison(step: Step, scores: Mapping[Arm, ArmScores]) -> Comparison:
+def _comparison(step: Step, scores: Mapping[str, ArmScores]) -> Comparison:
     from neumf_assets.assets.report import run_scores
     from neumf_assets.core.report.content import Comparison
 
@@ -178,19 +177,14 @@ def _markers(step: Step) -> dict[str, list[MarkerGene]]:
     from neumf_assets.core.report.content import MarkerGene
 
     table = read_table(step.one("markers"), "markers")
-    return {
-        str(cluster): [
+    found: dict[str, list[MarkerGene]] = {}
+    for row in table[table["rank"] <= _MARKERS_SHOWN].to_dict("records"):
+        found.setdefault(str(row["cluster"]), []).append(
             MarkerGene(
-                str(row.gene),
-                float(row.log2_fold_change),
-                float(row.p_adjusted),
-                float(row.share_in),
-                float(row.share_out),
+                row["gene"], row["log2_fold_change"], row["p_adjusted"], row["share_in"], row["share_out"]
             )
-            for row in rows.sort_values("rank").head(_MARKERS_SHOWN).itertuples()
-        ]
-        for cluster, rows in table.groupby("cluster", sort=False)
-    }
+        )
+    return found
 
 
 def _warnings(step: Step) -> list[str]:
