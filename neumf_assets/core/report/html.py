@@ -232,7 +232,7 @@ def _data_section(content: ReportContent) -> dict[str, Any] | None:
         picture = Picture(
             plots.qc_histograms(known, content.qc_thresholds),
             "Histograms over cells of counts, genes and mitochondrial share, one colour per dataset",
-            "Distributions over the cells that were kept. Dashed: the bounds of quality control.",
+            "Distributions over the cells. Dashed: the bounds of quality control.",
         )
     return {
         "id": "data",
