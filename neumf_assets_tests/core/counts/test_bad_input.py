@@ -102,7 +102,7 @@ def test_other_formats_under_the_name_of_a_table(tmp_path: Path) -> None:
         (b"BZh91AY", "bzip2"),
         ("﻿,c1\ng1,1\n".encode("utf-16"), "UTF-16"),
     ):
-        refused(table(tmp_path, content), said, "CSV")
+        refused(table(tmp_path, content), said, "Save it as text")
     refused(table(tmp_path, b"not hdf5 at all", "ctrl.h5ad"), "is not an HDF5 file")
 
 

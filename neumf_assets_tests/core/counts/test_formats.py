@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from neumf_assets.core.counts.readers import read_counts
-from neumf_assets.core.counts.readers.delimited import BLOCK, line_blocks
+from neumf_assets.core.counts.readers.text import BLOCK, line_blocks
 from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets_tests.core.counts import files
 from neumf_assets_tests.core.counts.files import FORMATS, SMALL, Case
