@@ -62,7 +62,7 @@ def _ui(options: argparse.Namespace) -> int:
     home.prepare()
     os.environ["DAGSTER_HOME"] = str(home.dagster)
     os.environ["NEUMF_HOME"] = str(home.root)
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "neumf_assets.definitions"]
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(home.workspace)]
     command += ["--host", "127.0.0.1", "--port", str(options.port)]
     print(f"Dagster at http://127.0.0.1:{options.port} (Ctrl-C ends it), everything below {home.root}")
     sys.stdout.flush()

@@ -41,6 +41,14 @@ run_retries:
 """
 
 
+_WORKSPACE_YAML = """\
+load_from:
+  - python_module:
+      module_name: neumf_assets.definitions
+      location_name: neumf_assets
+"""
+
+
 @dataclass(frozen=True)
 class Home:
     """The folders of one installation."""
@@ -80,13 +88,19 @@ class Home:
         """The artifact store."""
         return Store(self.storage, cache=self.root / "cache" / "artifacts")
 
+    @property
+    def workspace(self) -> Path:
+        """The workspace file that the UI opens."""
+        return self.dagster / "workspace.yaml"
+
     def prepare(self) -> None:
         """Create the folders and, where there is none yet, the Dagster instance's settings."""
         for folder in (self.dagster, self.studies, self.root / "inbox", self.root / "results"):
             folder.mkdir(parents=True, exist_ok=True)
-        settings = self.dagster / "dagster.yaml"
-        if not settings.exists():
-            write_atomically(settings, _DAGSTER_YAML.format(runs=max(1, usable_cpus() // 2)).encode())
+        settings = _DAGSTER_YAML.format(runs=max(2, usable_cpus() // 2))
+        for path, text in ((self.dagster / "dagster.yaml", settings), (self.workspace, _WORKSPACE_YAML)):
+            if not path.exists():
+                write_atomically(path, text.encode())
 
 
 def usable_cpus() -> int:

@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass, field
 
 import dagster as dg
 
+from neumf_assets.assets.catalogue import stages
 from neumf_assets.core.counts.discover import DatasetFile
 from neumf_assets.core.errors import BadInput
+from neumf_assets.home import Home
 from neumf_assets.jobs import job_name
 from neumf_assets.partitions import dataset_partitions, partitions_name
+from neumf_assets.plan import plan
 from neumf_assets.settings import StudySettings
-from neumf_assets.sources import find_sources
+from neumf_assets.sources import find_sources, source_digests
 
 _POLL_SECONDS = 30
 
@@ -54,6 +57,16 @@ class Watch:
         return gone
 
 
+def out_of_date(study: StudySettings, item: DatasetFile) -> bool:
+    """Whether a dataset needs a run: not when this very file was processed already, by whatever means."""
+    store = Home.from_environment().store()
+    known = store.find((study.name, "raw_counts", item.name))
+    if known is None or known.manifest.figures.get("identity") != item.identity:
+        return True
+    current = plan(study, stages(study), source_digests(study, store, [item]), store)
+    return any(current.datasets.values())
+
+
 def study_sensors(study: StudySettings) -> list[dg.SensorDefinition]:
     """The study's arrival sensor and the sensor that evaluates its automation conditions."""
     return [arrival_sensor(study), _automation_sensor(study)]
@@ -66,7 +79,7 @@ def arrival_sensor(study: StudySettings) -> dg.SensorDefinition:
         name=f"{study.name}_arrivals",
         job_name=job_name(study.name, "train"),
         minimum_interval_seconds=_POLL_SECONDS,
-        default_status=dg.DefaultSensorStatus.RUNNING,
+        default_status=_unless_simulated(study),
         description="New or changed files in the inbox become datasets; each gets a run once it is complete.",
     )
     def arrivals(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
@@ -82,11 +95,16 @@ def arrival_sensor(study: StudySettings) -> dg.SensorDefinition:
                 f"The source of dataset {name} is gone; its results stay. Put the file back, or delete the "
                 f"partition {name} of {partitions_name(study.name)} to leave it out of the study."
             )
-        ready = watch.arrivals(inbox.datasets)
+        ready = [item for item in watch.arrivals(inbox.datasets) if out_of_date(study, item)]
         context.update_cursor(watch.to_cursor())
         return _requests(study, ready, watch.times)
 
     return arrivals
+
+
+def _unless_simulated(study: StudySettings) -> dg.DefaultSensorStatus:
+    """Nobody sends data to a simulated study: opening the UI should not start work on it."""
+    return dg.DefaultSensorStatus.STOPPED if study.simulate else dg.DefaultSensorStatus.RUNNING
 
 
 def _requests(
@@ -112,7 +130,7 @@ def _automation_sensor(study: StudySettings) -> dg.SensorDefinition:
     return dg.AutomationConditionSensorDefinition(
         f"{study.name}_automation",
         target=dg.AssetSelection.groups(study.name),
-        default_status=dg.DefaultSensorStatus.RUNNING,
+        default_status=_unless_simulated(study),
         minimum_interval_seconds=_POLL_SECONDS,
         description="Rebuilds what needs all datasets once they have come to rest.",
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.arms import delivered_clusters, map_of
@@ -74,9 +75,9 @@ def _dataset(step: Step, name: str) -> DatasetSummary:
         removed={reason.replace("_", " "): n for reason, n in removed.items()},
         source=str(raw["source"]).rsplit("/", 1)[-1],
         sha256=raw["sha256"],
-        total_counts=cells["totals"],
-        genes_per_cell=cells["genes_seen"],
-        mito_share=cells["mito_share"] if figures["mito_genes"] else None,
+        total_counts=cells["totals"][cells["kept"]],
+        genes_per_cell=cells["genes_seen"][cells["kept"]],
+        mito_share=cells["mito_share"][cells["kept"]] if figures["mito_genes"] else None,
     )
 
 
@@ -107,14 +108,22 @@ def _comparison(step: Step, scores: Mapping[str, ArmScores]) -> Comparison:
         scores={arm: _figures(values) for arm, values in scores.items()},
         runs=run_scores(scores),
         best_arm=found["best_arm"],
-        rule=f"{found['rule']} {found['reason']}.",
+        rule=f"{found['rule']} {_named(found['reason'], scores)}.",
     )
+
+
+def _named(text: str, arms: Iterable[str]) -> str:
+    """The text with the arms' codes replaced by their names, longest code first (one ends in another)."""
+    from neumf_assets.core.report.wording import arm_title
+
+    codes = sorted(arms, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, codes)), lambda found: arm_title(found[0]), text)
 
 
 def _figures(scores: ArmScores) -> dict[str, list[float | None]]:
     """Scores by name; the ARI and AMI means once for each seed, so that the report shows their spread."""
     single = scores.summary()
-    hidden = {"n_cells", "n_labelled", "ari_mean_sd", "ami_mean_sd", "expected_same_batch_within_label"}
+    hidden = {"n_cells", "n_labelled", "ari_mean_sd", "ami_mean_sd"}
     values = {key: [value] for key, value in single.items() if key not in hidden and value is not None}
     for key in ("ari", "ami"):
         by_seed: dict[int, list[float]] = {}

@@ -49,9 +49,9 @@ def reference_dataset(sizes: Sequence[int], names: Sequence[str], reference: str
 def factor_clusters(H: NDArray[np.float32], neighbors: int, seed: int = 0) -> NDArray[np.intp]:
     """Assign every cell of one dataset to a factor.
 
-    A cell's own factor is the one with the largest loading after division by the factor's root mean square; its
-    cluster is the most frequent one among its ``neighbors`` nearest cells (Euclidean, itself included), the
-    larger number winning a tie (rliger's shared-factor neighbourhoods).
+    A cell's own factor is the one with the largest loading after division by the factor's root mean square;
+    its cluster is the most frequent one among its ``neighbors`` nearest cells (Euclidean, itself included),
+    the larger number winning a tie (rliger's shared-factor neighbourhoods).
     """
     k = H.shape[1]
     rms = np.sqrt(np.square(H, dtype=np.float64).sum(axis=0) / max(len(H) - 1, 1))
@@ -75,10 +75,10 @@ def quantile_normalise(
 ) -> list[NDArray[np.float32]]:
     """Give each factor, within each cluster, the reference's distribution (Welch et al. 2019; rliger).
 
-    The quantiles of a dataset's cells are mapped piecewise linearly onto those of the reference's cells of the
-    same cluster. Clusters with fewer than ``min_cells`` cells in either dataset stay as they are. Where quantiles
-    of the dataset are tied at zero, they map onto the mean of the reference's; a factor that is constant in
-    either cluster becomes 0, as in rliger. All cells are used, so nothing is random.
+    The quantiles of a dataset's cells are mapped piecewise linearly onto those of the reference's cells of
+    the same cluster. Clusters with fewer than ``min_cells`` cells in either dataset stay as they are. Where
+    quantiles of the dataset are tied at zero, they map onto the mean of the reference's; a factor that is
+    constant in either cluster becomes 0, as in rliger. All cells are used, so nothing is random.
 
     Returns
     -------
@@ -101,9 +101,9 @@ def centroid_align(
 ) -> list[NDArray[np.float32]]:
     """Shift each cluster of each dataset onto the cluster's centroid over the datasets, by ridge regression.
 
-    The loadings are divided by their length first. Within a cluster they are regressed on an intercept and one
-    indicator per dataset, the indicators with penalty ``ridge``; the datasets' coefficients are subtracted
-    (Korsunsky et al. 2019, the correction step of Harmony; rliger's centroidAlign).
+    The loadings are divided by their length first. Within a cluster they are regressed on an intercept and
+    one indicator per dataset, the indicators with penalty ``ridge``; the datasets' coefficients are
+    subtracted (Korsunsky et al. 2019, the correction step of Harmony; rliger's centroidAlign).
 
     Returns
     -------

@@ -1,18 +1,18 @@
-"""Integrative NMF by HALS on sparse data: no dense copy, Grams in float64, one sparse product each way per step.
+"""Integrative NMF by HALS on sparse data: no dense copy, one sparse product each way per step.
 
 The objective (Welch et al. 2019, Cell 177:1873, equation 1; cells × genes)::
 
     Σ_i ||X_i − H_i (W + V_i)||² + λ Σ_i ||H_i V_i||²      W, V_i, H_i ≥ 0
 
 ``H_i`` needs ``X_i (W+V_i)ᵀ``; ``V_i`` and ``W`` share ``H_iᵀX_i``, and the objective follows from the same
-products and Gram matrices. Factors are held as k × cells and k × genes, so that a HALS step runs along memory.
+products and the Gram matrices, which are summed in float64. Factors are held as k × cells and k × genes, so
+that a HALS step runs along memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from neumf_assets.core.errors import NeumfError
+from neumf_assets.core.liger.hals import gram, sweep, threads, violation
 from neumf_assets.core.liger.matrices import ScaledMatrix, as_scaled
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.progress import Progress, silent
@@ -88,11 +89,11 @@ def inmf(
     Parameters
     ----------
     datasets
-        One scaled cells × genes matrix per dataset, the same genes in all: CSR (kept whole, about 16 bytes per
-        non-zero) or any :class:`ScaledMatrix` (read in blocks, once per iteration).
+        One scaled cells × genes matrix per dataset, the same genes in all: CSR (kept whole, about
+        16 bytes per non-zero) or any :class:`ScaledMatrix` (read in blocks, once per iteration).
     settings
-        ``k``, ``lam``, ``iterations``, ``tol``, ``restarts``, ``trial_iterations``, ``sweeps``, ``extrapolate``,
-        ``threads`` and ``seed`` are used.
+        ``k``, ``lam``, ``iterations``, ``tol``, ``restarts``, ``trial_iterations``, ``sweeps``,
+        ``extrapolate``, ``threads`` and ``seed`` are used.
     device
         Where to compute; "cpu" gives the same result bit for bit on every run.
     start
@@ -106,35 +107,35 @@ def inmf(
     """
     settings = settings or LigerSettings()
     begun = time.perf_counter()
-    with torch.no_grad(), _threads(settings.threads):
+    with torch.no_grad(), threads(settings.threads):
         matrices = [as_scaled(matrix, device) for matrix in datasets]
-        _check_shapes(matrices, settings.k)
-        solver = _Solver(matrices, settings, torch.device(device), progress)
+        check_shapes(matrices, settings.k)
+        solver = Solver(matrices, settings, torch.device(device), progress)
         run = solver.best_start() if start is None else solver.new_run(0, start)
         trials = solver.trials
         while not run.stopped(settings):
             solver.iterate(run)
         solver.polish(run)
-        result = _result(run, solver.kkt(run))
+        result = finished(run, solver.kkt(run))
     return replace(result, seconds=time.perf_counter() - begun, trials=trials)
 
 
 def kkt_residual(datasets: Sequence[sp.csr_matrix | ScaledMatrix], result: INMFResult, lam: float) -> float:
     """Measure how far factors are from a stationary point.
 
-    With gradient ``g`` and curvature ``d`` (the diagonal of the Hessian) of each factor row, the violation of an
-    entry ``x`` is ``min(x, g/d)``; the residual is its length over that of the factors, both weighted by ``d``.
-    It does not depend on how a factor's size is split between H and W, V.
+    With gradient ``g`` and curvature ``d`` (the diagonal of the Hessian) of each factor row, the violation of
+    an entry ``x`` is ``min(x, g/d)``; the residual is its length over that of the factors, both weighted by
+    ``d``. It does not depend on how a factor's size is split between H and W, V.
     """
     settings = LigerSettings(k=result.k, lam=lam)
     with torch.no_grad():
         matrices = [as_scaled(matrix, "cpu") for matrix in datasets]
-        solver = _Solver(matrices, settings, torch.device("cpu"), silent)
+        solver = Solver(matrices, settings, torch.device("cpu"), silent)
         return solver.kkt(solver.new_run(0, result))
 
 
 @dataclass
-class _Run:
+class Run:
     """One start: the accepted factors, the point to go on from, and the curve so far."""
 
     W: torch.Tensor
@@ -149,13 +150,14 @@ class _Run:
     converged: bool = False
 
     def stopped(self, settings: LigerSettings) -> bool:
+        """Tell whether the run is over, and note whether it converged."""
         if len(self.objective) > _WINDOW:
             before, now = self.objective[-1 - _WINDOW], self.objective[-1]
             self.converged = before - now < settings.tol * _WINDOW * abs(now)
         return self.converged or len(self.objective) >= settings.iterations
 
 
-class _Solver:
+class Solver:
     """HALS with extrapolation over one set of matrices."""
 
     def __init__(
@@ -169,7 +171,7 @@ class _Solver:
         self.sum_squares = sum(matrix.sum_squares for matrix in matrices)
         self.trials: tuple[float, ...] = ()
 
-    def best_start(self) -> _Run:
+    def best_start(self) -> Run:
         """Run every start for a few iterations, drop the worse half, and so on until one is left."""
         runs = [self.new_run(number) for number in range(self.settings.restarts)]
         while len(runs) > 1:
@@ -181,7 +183,7 @@ class _Solver:
             runs = runs[: len(runs) // 2]
         return runs[0]
 
-    def new_run(self, number: int, start: INMFResult | None = None) -> _Run:
+    def new_run(self, number: int, start: INMFResult | None = None) -> Run:
         """Draw random factors of the data's size, the given ones first."""
         seed = np.random.SeedSequence([self.settings.seed, number]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
@@ -192,7 +194,7 @@ class _Solver:
 
         H, V, shared = [], [], torch.zeros(k, n_genes)
         for matrix in self.matrices:
-            # H (W + V) then has about the data's mean; a larger start makes the first step empty whole factors
+            # H (W + V) then has about the data's mean; a larger start lets the first step empty whole factors
             size = (matrix.total / (matrix.n_cells * n_genes) / k) ** 0.5
             H.append(draw(matrix.n_cells, size))
             V.append(draw(n_genes, size / 2))
@@ -204,14 +206,14 @@ class _Solver:
             for mine, given in zip(H, start.H, strict=True):
                 _fill(mine, given.T)
         W, V, H = shared.to(self.device), [v.to(self.device) for v in V], [h.to(self.device) for h in H]
-        return _Run(W, V, H, W, V)
+        return Run(W, V, H, W, V)
 
-    def iterate(self, run: _Run) -> None:
+    def iterate(self, run: Run) -> None:
         """Take one step of H, then of V and W; reject it where extrapolation raised the objective."""
         step = run.step if self.settings.extrapolate and not run.plain and run.objective else 0.0
         H, products, grams = self._step_cells(run, step)
-        W, V = self._step_genes(run.ahead_W, run.ahead_V, products, grams)
-        value = self._objective(W, V, products, grams)
+        W, V = self.step_genes(run.ahead_W, run.ahead_V, products, grams)
+        value = self.objective(W, V, products, grams)
         if step > 0 and value > run.objective[-1]:
             run.step /= 1.5
             run.step_limit, run.plain = run.step, True
@@ -227,58 +229,55 @@ class _Solver:
         done = len(run.objective)
         self.progress("inmf", done, self.settings.iterations, objective=run.objective[-1])
 
-    def polish(self, run: _Run) -> None:
+    def polish(self, run: Run) -> None:
         """Bring H to its optimum for the final W and V."""
         run.ahead_W, run.ahead_V = run.W, run.V
         run.H, products, grams = self._step_cells(run, 0.0, _POLISH_SWEEPS)
         if run.objective:
-            run.objective[-1] = self._objective(run.W, run.V, products, grams)
+            run.objective[-1] = self.objective(run.W, run.V, products, grams)
 
-    def kkt(self, run: _Run) -> float:
+    def kkt(self, run: Run) -> float:
         """Compute the relative residual of :func:`kkt_residual` at the run's factors."""
-        lam = self.settings.lam
-        violation, size = 0.0, 0.0
+        lam, seen = self.settings.lam, []
         gradient_W, curvature_W = torch.zeros_like(run.W), torch.zeros(run.W.shape[0], device=self.device)
         for matrix, V, H in zip(self.matrices, run.V, run.H, strict=True):
             together = run.W + V
-            gram = (_gram(together) + lam * _gram(V)).float()
-            HH, HX = _gram(H).float(), torch.zeros_like(V)
+            right, curvature = together.T.contiguous(), (gram(together) + lam * gram(V)).float()
+            HH, HX = gram(H).float(), torch.zeros_like(V)
             for rows, block in matrix.blocks():
                 part = H[:, rows].contiguous()
                 HX += block.transposed_times(part)
-                seen = _violation(part, gram @ part - block.times(together.T.contiguous()), gram.diagonal())
-                violation, size = violation + seen[0], size + seen[1]
-            gradient = HH @ (together + lam * V) - HX
-            seen = _violation(V, gradient, (1 + lam) * HH.diagonal())
-            violation, size = violation + seen[0], size + seen[1]
+                seen.append(violation(part, curvature @ part - block.times(right), curvature.diagonal()))
+            seen.append(violation(V, HH @ (together + lam * V) - HX, (1 + lam) * HH.diagonal()))
             gradient_W += HH @ together - HX
             curvature_W += HH.diagonal()
-        seen = _violation(run.W, gradient_W, curvature_W)
-        return float(np.sqrt((violation + seen[0]) / max(size + seen[1], 1e-300)))
+        seen.append(violation(run.W, gradient_W, curvature_W))
+        violated, size = np.sum(seen, axis=0)
+        return float(np.sqrt(violated / max(size, 1e-300)))
 
     def _step_cells(
-        self, run: _Run, step: float, sweeps: int | None = None
+        self, run: Run, step: float, sweeps: int | None = None
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-        """Return the new H, extrapolated by ``step``, its products ``HᵀX`` and Grams, one pass over the data."""
+        """Pass over the data once; return H, extrapolated by ``step``, its products ``HᵀX`` and Grams."""
         all_H, products, grams = [], [], []
         for matrix, V, old in zip(self.matrices, run.ahead_V, run.H, strict=True):
             together = run.ahead_W + V
             right = together.T.contiguous()
-            gram = _gram(together) + self.settings.lam * _gram(V)
+            curvature = gram(together) + self.settings.lam * gram(V)
             H, product = torch.empty_like(old), torch.zeros_like(V)
             for rows, block in matrix.blocks():
                 before = old[:, rows].contiguous()
                 part = before.clone()
-                _sweep(part, block.times(right), gram, sweeps or self.settings.sweeps)
+                sweep(part, block.times(right), curvature, sweeps or self.settings.sweeps)
                 part = _extrapolated(part, before, step)
                 product += block.transposed_times(part)
                 H[:, rows] = part
             all_H.append(H)
             products.append(product)
-            grams.append(_gram(H))
+            grams.append(gram(H))
         return all_H, products, grams
 
-    def _step_genes(
+    def step_genes(
         self, W: torch.Tensor, V: list[torch.Tensor], products: list[torch.Tensor], grams: list[torch.Tensor]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return V and W after alternating sweeps; the data are not needed, only ``HᵀX``."""
@@ -287,53 +286,26 @@ class _Solver:
         total, lam = torch.stack(grams).sum(0), self.settings.lam
         for _ in range(self.settings.sweeps):
             rest = torch.zeros_like(W)
-            for v, product, gram, small in zip(V, products, grams, narrow, strict=True):
-                _sweep(v, product - small @ W, (1 + lam) * gram, 1)
+            for v, product, cells, small in zip(V, products, grams, narrow, strict=True):
+                sweep(v, product - small @ W, (1 + lam) * cells, 1)
                 rest += product - small @ v
-            _sweep(W, rest, total, 1)
+            sweep(W, rest, total, 1)
         return W, V
 
-    def _objective(
+    def objective(
         self, W: torch.Tensor, V: list[torch.Tensor], products: list[torch.Tensor], grams: list[torch.Tensor]
     ) -> float:
         """Compute the objective from traces: ``||X||² − 2⟨HᵀX, W+V⟩ + ⟨HᵀH, (W+V)(W+V)ᵀ + λVVᵀ⟩``."""
         value = torch.tensor(self.sum_squares, dtype=torch.float64, device=self.device)
-        for v, product, gram in zip(V, products, grams, strict=True):
+        for v, product, cells in zip(V, products, grams, strict=True):
             together = W + v
             value -= 2 * (product.double() * together.double()).sum()
-            value += (gram * (_gram(together) + self.settings.lam * _gram(v))).sum()
+            value += (cells * (gram(together) + self.settings.lam * gram(v))).sum()
         return float(value)
-
-
-def _sweep(factor: torch.Tensor, product: torch.Tensor, gram: torch.Tensor, sweeps: int) -> None:
-    """Minimise ``½⟨F, GF⟩ − ⟨B, F⟩`` over one non-negative row of F after the other, in place (HALS)."""
-    diagonal = gram.diagonal()
-    inverse = torch.where(diagonal > 0, 1 / diagonal.clamp_min(1e-300), torch.zeros_like(diagonal))
-    others = (gram * inverse[:, None]).fill_diagonal_(0).float()
-    target = product * inverse.float()[:, None]
-    columns = factor.T
-    for _ in range(sweeps):
-        for row in range(factor.shape[0]):
-            torch.clamp(torch.addmv(target[row], columns, others[row], alpha=-1), min=0, out=factor[row])
-
-
-def _gram(factor: torch.Tensor) -> torch.Tensor:
-    """Return ``F Fᵀ`` in float64."""
-    wide = factor.double()
-    return wide @ wide.T
 
 
 def _extrapolated(new: torch.Tensor, old: torch.Tensor, step: float) -> torch.Tensor:
     return new if step == 0 else torch.lerp(old, new, 1 + step).clamp_min_(0)
-
-
-def _violation(factor: torch.Tensor, gradient: torch.Tensor, curvature: torch.Tensor) -> tuple[float, float]:
-    """Return the weighted squares of ``min(x, g/d)`` and of ``x``."""
-    weight = curvature.double()[:, None]
-    scaled = torch.where(weight > 0, gradient.double() / weight.clamp_min(1e-300), torch.zeros_like(weight))
-    wide = factor.double()
-    violation = torch.minimum(wide, scaled)
-    return float((weight * violation**2).sum()), float((weight * wide**2).sum())
 
 
 def _fill(target: torch.Tensor, given: NDArray[np.float32]) -> None:
@@ -343,7 +315,7 @@ def _fill(target: torch.Tensor, given: NDArray[np.float32]) -> None:
     target[:rows] = torch.from_numpy(np.ascontiguousarray(given[:rows], dtype=np.float32))
 
 
-def _result(run: _Run, kkt: float) -> INMFResult:
+def finished(run: Run, kkt: float) -> INMFResult:
     """Give every factor length 1 over the genes and sort the factors by size."""
     W = run.W.cpu().double().numpy()
     V = [v.cpu().double().numpy() for v in run.V]
@@ -364,7 +336,8 @@ def _result(run: _Run, kkt: float) -> INMFResult:
     )
 
 
-def _check_shapes(matrices: Sequence[ScaledMatrix], k: int) -> None:
+def check_shapes(matrices: Sequence[ScaledMatrix], k: int) -> None:
+    """Refuse datasets without cells or with different genes, and a k that they cannot carry."""
     if not matrices:
         raise NeumfError("LIGER needs at least one dataset.")
     genes = {matrix.n_genes for matrix in matrices}
@@ -376,13 +349,3 @@ def _check_shapes(matrices: Sequence[ScaledMatrix], k: int) -> None:
             f"k = {k} factors need at least as many genes ({min(genes)}) and cells in every dataset "
             f"(fewest: {smallest}); set a smaller k."
         )
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

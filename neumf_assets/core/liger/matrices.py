@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,13 +69,54 @@ class SparseMatrix:
         return (self._columns @ left.T.contiguous()).T.contiguous()
 
 
+class ChunkedMatrix:
+    """A matrix that is never whole in memory: read again, chunk by chunk, in every pass.
+
+    Parameters
+    ----------
+    chunks
+        Called for every pass; gives scaled CSR chunks (cells × genes), always the same and in the same order.
+        For online learning each chunk should hold a mixture of cells.
+    device
+        Where the products are computed.
+
+    Raises
+    ------
+    NeumfError
+        No chunk, or chunks with different genes. Making the object takes one pass.
+    """
+
+    def __init__(
+        self, chunks: Callable[[], Iterable[sp.csr_matrix]], device: str | torch.device = "cpu"
+    ) -> None:
+        self._chunks, self._device = chunks, device
+        self.n_cells, self.total, self.sum_squares = 0, 0.0, 0.0
+        genes = set()
+        for chunk in chunks():
+            check_values(chunk.data)
+            genes.add(chunk.shape[1])
+            self.n_cells += chunk.shape[0]
+            self.total += float(chunk.data.sum(dtype=np.float64))
+            self.sum_squares += float(np.einsum("i,i->", chunk.data, chunk.data, dtype=np.float64))
+        if len(genes) != 1:
+            raise NeumfError(f"The chunks of a dataset must have the same genes; they have {sorted(genes)}.")
+        self.n_genes = genes.pop()
+
+    def blocks(self) -> Iterator[tuple[slice, Block]]:
+        """Read the chunks again."""
+        start = 0
+        for chunk in self._chunks():
+            yield slice(start, start + chunk.shape[0]), SparseMatrix(chunk, self._device)
+            start += chunk.shape[0]
+
+
 class DenseMatrix:
     """A dense matrix that is scaled on the fly, so that the source is neither changed nor copied.
 
     Parameters
     ----------
     source
-        Cells × genes; anything that gives rows by ``source[start:stop]`` (an array, a memory map, a Zarr array).
+        Cells × genes; whatever gives rows by ``source[start:stop]`` (array, memory map, Zarr array).
         Only ``block_cells`` rows of it are read at a time.
     genes
         Columns to use.

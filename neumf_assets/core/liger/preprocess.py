@@ -56,14 +56,14 @@ class GeneStatistics:
         return np.sqrt(self.square * self.n_cells / max(self.n_cells - 1, 1))
 
 
-def gene_statistics(matrix: Any, block_cells: int = 5000) -> GeneStatistics:
+def gene_statistics(matrix: Any, block_cells: int = 1000) -> GeneStatistics:
     """Compute totals, means and mean squares in one pass over the cells.
 
     Parameters
     ----------
     matrix
-        Cells × genes, non-negative: CSR, an array, a memory map or a Zarr array (the latter read in blocks of
-        ``block_cells`` rows).
+        Cells × genes, non-negative: CSR, an array, a memory map or a Zarr array; ``block_cells`` rows of it are
+        looked at at a time.
 
     Raises
     ------
@@ -93,13 +93,13 @@ def excess_variance(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Compare each gene's variance with what Poisson noise alone would give.
 
-    Under Poisson noise the variance of the normalised expression is ``mean × c`` with ``c`` the mean of one over
-    the cells' totals (rliger's selectGenes).
+    Under Poisson noise the variance of the normalised expression is ``mean × c`` with ``c`` the mean of one
+    over the cells' totals (rliger's selectGenes).
 
     Returns
     -------
-    log10 of variance over Poisson expectation (−inf for a gene that is not seen), and whether variance/c exceeds
-    the upper confidence bound of the mean (level ``confidence`` over the number of genes).
+    log10 of variance over Poisson expectation (−inf for a gene that is not seen), and whether variance/c
+    exceeds the upper confidence bound of the mean (level ``confidence`` over the number of genes).
     """
     from scipy.stats import norm
 
@@ -133,8 +133,8 @@ def select_genes(statistics: Sequence[GeneStatistics], settings: LigerSettings) 
     chosen = np.flatnonzero((np.array(sure) & (np.array(ratios) > settings.gene_threshold)).any(axis=0))
     if chosen.size == 0:
         raise NeumfError(
-            f"No gene varies more than gene_threshold = {settings.gene_threshold} above Poisson noise; lower it, "
-            "or set n_genes."
+            f"No gene varies more than gene_threshold = {settings.gene_threshold} above Poisson noise; "
+            "lower it, or set n_genes."
         )
     return chosen
 
@@ -166,7 +166,7 @@ def scale_dense(
     block_cells: int = 5000,
     device: str = "cpu",
 ) -> DenseMatrix:
-    """Describe the scaled form of a dense matrix without reading it: it is scaled block by block when used."""
+    """Describe the scaled form of a dense matrix without reading it; blocks are scaled when used."""
     inverse = _inverse(statistics.rms[genes])
     n_cells = statistics.n_cells
     return DenseMatrix(

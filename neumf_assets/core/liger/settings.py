@@ -18,15 +18,15 @@ class LigerSettings(Settings):
         default=None,
         ge=2,
         le=100_000,
-        description="Keep this many genes, ranked by their largest variance over the Poisson expectation in any "
-        "dataset (null: all genes above gene_threshold; rliger's own default).",
+        description="Keep this many genes, ranked by their largest variance over the Poisson expectation in "
+        "any dataset (null: all genes above gene_threshold; rliger's own default).",
     )
     gene_threshold: float = Field(
         default=0.1,
         ge=0.0,
         le=10.0,
-        description="Keep a gene when in any dataset log10 of its variance over the Poisson expectation exceeds "
-        "this; rliger's 0.1 keeps a few thousand genes of droplet data. Unused with n_genes.",
+        description="Keep a gene when in any dataset log10 of its variance over the Poisson expectation "
+        "exceeds this; rliger's 0.1 keeps a few thousand genes of droplet data. Unused with n_genes.",
     )
     gene_confidence: float = Field(
         default=0.99,
@@ -46,7 +46,7 @@ class LigerSettings(Settings):
         default=100,
         ge=1,
         le=10_000,
-        description="At most this many iterations (one sparse product each way); most runs converge in 30 to 60.",
+        description="At most this many iterations (one sparse product each way); 20 to 40 usually suffice.",
     )
     tol: float = Field(
         default=1e-5,
@@ -59,8 +59,8 @@ class LigerSettings(Settings):
         default=4,
         ge=1,
         le=256,
-        description="Seeded starts. Every trial_iterations the worse half is dropped until one is left, so that a "
-        "start costs a fraction of a run; four of them lower the objective more than further iterations do.",
+        description="Seeded starts. Every trial_iterations the worse half is dropped until one is left, so "
+        "that a start costs a fraction of a run; four lower the objective more than further iterations do.",
     )
     trial_iterations: int = Field(
         default=8, ge=1, le=1000, description="Iterations between two choices among the starts."
@@ -81,14 +81,14 @@ class LigerSettings(Settings):
         default=1,
         ge=1,
         le=256,
-        description="CPU threads of iNMF. The sparse products are bound by memory: a second thread gains little, "
-        "and loses much on cores that others use too.",
+        description="CPU threads of iNMF. The sparse products are bound by memory: a second thread gains "
+        "little, and loses much on cores that others use too.",
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the starts and of all sampling.")
     online: bool = Field(
         default=False,
-        description="Learn from mini-batches (Gao et al. 2021) instead of all cells at once; for data that does "
-        "not fit in memory or has millions of cells.",
+        description="Learn from mini-batches (Gao et al. 2021) instead of all cells at once; for data that "
+        "does not fit in memory or has millions of cells.",
     )
     batch_cells: int = Field(
         default=5000, ge=1, le=1_000_000, description="Cells of a mini-batch, or of a block read from disk."
@@ -106,8 +106,8 @@ class LigerSettings(Settings):
         default=20,
         ge=1,
         le=1000,
-        description="A cell's cluster is the majority of the strongest factors of this many neighbours in its "
-        "dataset, itself included (1: its own); rliger's 20.",
+        description="A cell's cluster is the majority of the strongest factors of this many neighbours in "
+        "its dataset, itself included (1: its own); rliger's 20.",
     )
     min_cells: int = Field(
         default=20,
@@ -124,7 +124,7 @@ class LigerSettings(Settings):
         default=1.0,
         ge=0.0,
         le=1e6,
-        description="Ridge of the centroid alignment, in cells: clusters much smaller than this stay where they "
-        "are; Harmony's 1.",
+        description="Ridge of the centroid alignment, in cells: clusters much smaller than this stay where "
+        "they are; Harmony's 1.",
     )
     top_genes: int = Field(default=30, ge=1, le=10_000, description="Top genes listed for each factor.")

@@ -97,6 +97,10 @@ class Layout:
         """Length of both embeddings together."""
         return self.gmf + self.mlp
 
+    def span(self, branch: str) -> range:
+        """Return the columns of a branch's embedding."""
+        return range(self.gmf) if branch == "gmf" else range(self.gmf, self.size)
+
     @property
     def gene_columns(self) -> int:
         """Columns of the table ``genes``."""

@@ -33,8 +33,8 @@ class RowAdam:
         return self.table[rows].detach().requires_grad_()
 
     @torch.no_grad()
-    def update(self, rows: Rows, values: Tensor, gradient: Tensor, rate: float) -> None:
-        """Move the rows (their ``values`` as taken) against ``gradient`` by at most about ``rate``."""
+    def update(self, rows: Rows, values: Tensor, gradient: Tensor, rate: Tensor | float) -> None:
+        """Move the rows (their ``values`` as taken) against ``gradient`` by at most about ``rate`` (of each column)."""
         first, second, steps = self.first[rows], self.second[rows], self.steps[rows]
         steps += 1
         first.lerp_(gradient, 1 - BETA1)

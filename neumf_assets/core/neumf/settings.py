@@ -86,13 +86,33 @@ class NeuMFSettings(Settings):
         description="Train on this many most overdispersed genes (null: all); beyond about 3,000 the rest is "
         "close to Poisson noise.",
     )
-    epochs: int = Field(default=40, ge=1, le=10_000, description="Passes over all entries, at most.")
+    epochs: int = Field(default=40,
+        ge=1,
+        le=10_000,
+        description="Passes over all entries, at most, of a model trained from the start.",
+    )
     learning_rate: float = Field(
-        default=0.005,
+        default=0.02,
         gt=0,
         le=1,
         description="Adam's step size at its peak; several times NCF's 0.001 since a step "
         "sees a whole block of entries.",
+    )
+    cell_learning_rate: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="Adam's peak step size for the cells' embeddings; larger, since a cell moves once in a block of "
+        "all genes but a gene with every block of cells.",
+    )
+    tower_learning_rate: float = Field(
+        default=0.003, gt=0, le=1, description="Adam's peak step size for the layers' weights, which every entry moves."
+    )
+    pretrained_rate: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Share of learning_rate for branches that were trained before: they only have to give way.",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="cosine",
@@ -102,11 +122,17 @@ class NeuMFSettings(Settings):
         default=0.02, ge=0.0, le=0.5, description="Share of the steps in which the step size rises from 0."
     )
     weight_decay: float = Field(
-        default=1.0,
+        default=50.0,
         ge=0.0,
         le=1e6,
         description="Precision of the Gaussian prior on the embeddings: penalty weight_decay/2 x ||.||^2 beside "
         "the summed loss, so it matters less the more counts a cell or gene has.",
+    )
+    tower_weight_decay: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1e6,
+        description="The same for the MLP's embeddings and layers; lower, since the layers share their strength.",
     )
     gradient_clip: float | None = Field(
         default=None,
@@ -156,7 +182,10 @@ class NeuMFSettings(Settings):
         "fused with alpha as in the paper; none: together from the start.",
     )
     pretrain_epochs: int = Field(
-        default=20, ge=1, le=10_000, description="Epochs of each branch trained alone."
+        default=40, ge=1, le=10_000, description="Passes, at most, of each branch that is pretrained."
+    )
+    fusion_epochs: int = Field(
+        default=10, ge=1, le=10_000, description="Passes, at most, of the whole model after pretraining."
     )
     alpha: float = Field(
         default=0.5,

@@ -72,6 +72,7 @@ class State:
     tables: Tables
     statistics: Tables
     optimisers: dict[str, RowAdam]
+    pretrained: tuple[str, ...] = ()
     history: list[dict[str, float | str]] = field(default_factory=list)
     epoch: int = 0
     best_loss: float = math.inf
@@ -234,7 +235,9 @@ def train_stages(data: Data, progress: Progress, checkpoint: Checkpoint) -> Stat
     for number, kind in enumerate(kinds):
         final = number == len(kinds) - 1
         state = initial_state(data, kind, number, trained)
-        epochs = settings.epochs if final else settings.pretrain_epochs
+        epochs = settings.pretrain_epochs if not final else settings.epochs
+        if final and trained:
+            epochs = settings.fusion_epochs
         run_stage(data, state, kind, number, epochs, progress, checkpoint)
         trained[kind] = state
     return trained[settings.kind]
@@ -257,7 +260,9 @@ def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) 
         _fuse(layout, tables, trained, settings.alpha)
     history = list(trained.values())[-1].history if trained else []
     statistics = {name: value.to(data.device) for name, value in initial_statistics(layout).items()}
-    return new_state(layout, tables, statistics, history)
+    state = new_state(layout, tables, statistics, history)
+    state.pretrained = tuple(trained) if kind == "neumf" else ()
+    return state
 
 
 def new_state(
@@ -271,7 +276,7 @@ def new_state(
 def _fuse(layout: Layout, tables: Tables, trained: dict[str, State], alpha: float) -> None:
     """Put the trained branches together (He et al. 2017, section 3.4.1)."""
     shares = {"gmf": alpha, "mlp": 1 - alpha} if "mlp" in trained else {"gmf": 1.0}
-    span = {"gmf": slice(0, layout.gmf), "mlp": slice(layout.gmf, layout.size)}
+    span = {kind: slice(layout.span(kind).start, layout.span(kind).stop) for kind in shares}
     tower = layout.split_tower(tables["tower"])
     tables["shifts"][..., -1] = 0
     for kind, share in shares.items():
@@ -370,7 +375,7 @@ def _rates(settings: NeuMFSettings, epoch: int, epochs: int, steps: int) -> list
         "cosine": FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + np.cos(np.pi * done)),
     }[settings.schedule]
     rise = np.minimum(1.0, done / settings.warmup) if settings.warmup else 1.0
-    return [float(rate) for rate in settings.learning_rate * shape * rise]
+    return [float(share) for share in shape * rise]
 
 
 def _record(
@@ -420,6 +425,7 @@ class Stepper:
         self.fused = self._fused()
         self.members = np.bincount(data.dataset, minlength=data.n_datasets)
         self.decay = self._decay()
+        self.rates = self._column_rates()
 
     def __call__(self, step: Step, rate: float, generator: torch.Generator) -> tuple[Tensor, int]:
         """Make one step; return the summed loss (detached) and the number of pairs it was summed over."""
@@ -522,14 +528,31 @@ class Stepper:
     def _decay(self) -> dict[str, Tensor]:
         """Return the prior precision of every column of every table."""
         layout, device = self.state.layout, self.data.device
-        prior = self.settings.weight_decay
+        prior, prior_mlp = self.settings.weight_decay, self.settings.tower_weight_decay
         cells = torch.full((layout.size + 1,), prior, device=device)
+        cells[list(layout.span("mlp"))] = prior_mlp
         genes = torch.full((layout.gene_columns,), prior, device=device)
+        genes[list(layout.span("mlp"))] = prior_mlp
         genes[layout.size :] = 0
         shifts = torch.full((layout.shift_columns,), 2 * self.settings.shift_penalty, device=device)
         shifts[-1] = 0
-        tower = torch.full((1,), prior, device=device)
+        tower = torch.full((1,), prior_mlp, device=device)
         return {"cells": cells, "genes": genes, "shifts": shifts, "tower": tower}
+
+    def _column_rates(self) -> dict[str, Tensor]:
+        """Return the peak step size of every column of every table."""
+        layout, settings, device = self.state.layout, self.settings, self.data.device
+        branches = torch.full((layout.size,), settings.learning_rate, device=device)
+        branches[[i for name in self.state.pretrained for i in layout.span(name)]] *= settings.pretrained_rate
+        one = branches.new_full((1,), settings.learning_rate)
+        shifted = branches if layout.shifted else one[:0]
+        extra = one if layout.dispersion == "gene" else one[:0]
+        return {
+            "cells": torch.cat([branches, one]) * (settings.cell_learning_rate / settings.learning_rate),
+            "genes": torch.cat([branches, extra]),
+            "shifts": torch.cat([shifted, one]),
+            "tower": branches.new_full((1,), settings.tower_learning_rate),
+        }
 
     def _update(
         self, step: Step, rows: dict[str, Rows], leaves: Tables, gradients: Tables, rate: float, pairs: int
@@ -550,7 +573,7 @@ class Stepper:
             for gradient in gradients.values():
                 gradient.mul_(factor)
         for name, gradient in gradients.items():
-            self.state.optimisers[name].update(rows[name], leaves[name], gradient, rate)
+            self.state.optimisers[name].update(rows[name], leaves[name], gradient, rate * self.rates[name])
 
     @torch.no_grad()
     def validation_loss(self) -> float | None:

@@ -1,11 +1,11 @@
 // The tower in bfloat16 on Intel's AMX tiles, accumulated in float32.
 //
-// A group is one cell with 32 genes. Units are rows and pairs are lanes throughout, so that the first layer, the
-// loss and the masks of the rectifiers are whole-vector operations. A matrix takes one of these forms, always as
-// tiles of 16 rows x 64 bytes:
+// A group is two cells with the same 16 genes: 32 pairs. Units are rows and pairs are lanes throughout, so that the
+// first layer, the loss and the masks of the rectifiers are whole-vector operations. A matrix takes one of these
+// forms, always as tiles of 16 rows x 64 bytes:
 //   rows      [units][32 pairs] bfloat16: left operand of the products that sum over pairs (weight gradients)
-//   columns   [units / 2][16 pairs][2 units], one tile for each half of the group: right operand of the products
-//             that sum over units (forward, and gradients by activations)
+//   columns   [units / 2][16 pairs][2 units], one run of tiles for each half of the group: right operand of the
+//             products that sum over units (forward, and gradients by activations)
 //   crossed   [pairs / 2][16 units][2 pairs]: right operand of the products that sum over pairs
 // `columns` comes from two lines of `rows` by unpacking 16-bit words within 128-bit lanes. That permutes the pairs
 // in blocks of four: block 2 q + h goes to place q of half h. So the pairs of layer l lie in an order that is this
@@ -30,8 +30,12 @@ namespace fused {
 #define TILE_ZERO(t) asm volatile("tilezero %%tmm" #t ::)
 #define TILE_MULTIPLY(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
 
+#define FUSED_INLINE __attribute__((always_inline)) inline
+
 constexpr int kPairs = 32;          // of a group
-constexpr int kGroups = 4;          // groups (cells) whose activations are held at once; divides 16
+constexpr int kGenes = 16;          // of a group
+constexpr int kGroups = 4;          // groups whose activations are held at once; divides 8
+constexpr int kBlock = 32;          // units whose pre-activations are in flight
 constexpr int kTileBytes = 1024;
 constexpr int kScratchRow = kPairs * sizeof(float);
 
@@ -77,7 +81,7 @@ struct Accumulator {
 // `work` is vector work to do while the products run: stores leave the core in program order, so that a store of a
 // tile that is still being computed would hold up all later ones.
 template <class Work>
-inline void multiply22(Tiles a0, Tiles a1, Tiles b0, Tiles b1, int depth, const Accumulator (&c)[2][2],
+FUSED_INLINE void multiply22(Tiles a0, Tiles a1, Tiles b0, Tiles b1, int depth, const Accumulator (&c)[2][2],
                        Work&& work) {
   ACCUMULATOR_BEGIN(0, c[0][0]);
   ACCUMULATOR_BEGIN(1, c[0][1]);
@@ -101,7 +105,7 @@ inline void multiply22(Tiles a0, Tiles a1, Tiles b0, Tiles b1, int depth, const 
 }
 
 template <class Work>
-inline void multiply12(Tiles a, Tiles b0, Tiles b1, int depth, const Accumulator& c0, const Accumulator& c1,
+FUSED_INLINE void multiply12(Tiles a, Tiles b0, Tiles b1, int depth, const Accumulator& c0, const Accumulator& c1,
                        Work&& work) {
   ACCUMULATOR_BEGIN(0, c0);
   ACCUMULATOR_BEGIN(1, c1);
@@ -117,7 +121,7 @@ inline void multiply12(Tiles a, Tiles b0, Tiles b1, int depth, const Accumulator
   ACCUMULATOR_END(1, c1);
 }
 
-inline void multiply21(Tiles a0, Tiles a1, Tiles b, int depth, const Accumulator& c0, const Accumulator& c1) {
+FUSED_INLINE void multiply21(Tiles a0, Tiles a1, Tiles b, int depth, const Accumulator& c0, const Accumulator& c1) {
   ACCUMULATOR_BEGIN(0, c0);
   ACCUMULATOR_BEGIN(2, c1);
   for (int k = 0; k < depth; ++k) {
@@ -131,7 +135,7 @@ inline void multiply21(Tiles a0, Tiles a1, Tiles b, int depth, const Accumulator
   ACCUMULATOR_END(2, c1);
 }
 
-inline void multiply11(Tiles a, Tiles b, int depth, const Accumulator& c) {
+FUSED_INLINE void multiply11(Tiles a, Tiles b, int depth, const Accumulator& c) {
   ACCUMULATOR_BEGIN(0, c);
   for (int k = 0; k < depth; ++k) {
     TILE_LOAD(4, a.p + k * a.step, a.row);
@@ -150,82 +154,69 @@ inline uint16_t to_bfloat16(float x) {
 // Place in the order of layer l + 1 of the pair at place p of layer l.
 constexpr int moved(int p) { return ((p / 4 % 2) * 4 + p / 8) * 4 + p % 4; }
 
-inline __m512i row_of(const float* z) {
+FUSED_INLINE __m512i row_of(const float* z) {
   return (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(z + 16), _mm512_load_ps(z));
 }
 
-// 16 rows of 16 double words, 64 bytes apart, to columns; column r goes to row `place[r]`.
-inline void cross(const uint16_t* from, uint16_t* to, const int8_t (&place)[16]) {
-  __m512i r[16], t[16];
-  for (int i = 0; i < 4; ++i) {
-    for (int lane = 0; lane < 4; ++lane) {
-      const uint16_t* p = from + i * 32 + lane * 8;
-      __m512i v = _mm512_castsi128_si512(_mm_load_si128((const __m128i*)p));
-      v = _mm512_inserti32x4(v, _mm_load_si128((const __m128i*)(p + 4 * 32)), 1);
-      v = _mm512_inserti32x4(v, _mm_load_si128((const __m128i*)(p + 8 * 32)), 2);
-      v = _mm512_inserti32x4(v, _mm_load_si128((const __m128i*)(p + 12 * 32)), 3);
-      r[lane * 4 + i] = v;
+// Transposes 16 x 16 double words; rows of the source lie `stride` bytes apart, column r goes to row `place(r)`.
+template <class Place>
+FUSED_INLINE void transpose(const void* from, int64_t stride, void* to, Place&& place) {
+  __m512i r[16];
+  for (int lane = 0; lane < 4; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const char* p = static_cast<const char*>(from) + i * stride + lane * 16;
+      __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i*)p));
+      v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i*)(p + 4 * stride)), 1);
+      v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i*)(p + 8 * stride)), 2);
+      r[i] = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i*)(p + 12 * stride)), 3);
     }
-  }
-  for (int lane = 0; lane < 16; lane += 4) {
-    t[0] = _mm512_unpacklo_epi32(r[lane], r[lane + 1]);
-    t[1] = _mm512_unpackhi_epi32(r[lane], r[lane + 1]);
-    t[2] = _mm512_unpacklo_epi32(r[lane + 2], r[lane + 3]);
-    t[3] = _mm512_unpackhi_epi32(r[lane + 2], r[lane + 3]);
-    _mm512_store_si512(to + 32 * place[lane], _mm512_unpacklo_epi64(t[0], t[2]));
-    _mm512_store_si512(to + 32 * place[lane + 1], _mm512_unpackhi_epi64(t[0], t[2]));
-    _mm512_store_si512(to + 32 * place[lane + 2], _mm512_unpacklo_epi64(t[1], t[3]));
-    _mm512_store_si512(to + 32 * place[lane + 3], _mm512_unpackhi_epi64(t[1], t[3]));
+    const __m512i t0 = _mm512_unpacklo_epi32(r[0], r[1]), t1 = _mm512_unpackhi_epi32(r[0], r[1]);
+    const __m512i t2 = _mm512_unpacklo_epi32(r[2], r[3]), t3 = _mm512_unpackhi_epi32(r[2], r[3]);
+    char* line = static_cast<char*>(to);
+    _mm512_store_si512(line + 64 * place(4 * lane), _mm512_unpacklo_epi64(t0, t2));
+    _mm512_store_si512(line + 64 * place(4 * lane + 1), _mm512_unpackhi_epi64(t0, t2));
+    _mm512_store_si512(line + 64 * place(4 * lane + 2), _mm512_unpacklo_epi64(t1, t3));
+    _mm512_store_si512(line + 64 * place(4 * lane + 3), _mm512_unpackhi_epi64(t1, t3));
   }
 }
 
+// Double word of layer l where double word r of layer l + 1 belongs.
+constexpr int moved_back(int r) { return ((r / 2 % 4) * 2 + r / 8) * 2 + r % 2; }
+static_assert(moved(2 * moved_back(6)) == 2 * 6 && moved(2 * moved_back(9)) == 2 * 9, "inverse of each other");
+
 // One thread's share of a block: its genes with all cells.
+template <bool kTraining>
 class Bfloat16Tower {
  public:
   Bfloat16Tower(const Block& block, int64_t first, int64_t last) : b(block), strip(block, first, last) {
     top = b.depth - 1;
-    training = b.objective != kPredict;
     for (int l = 0; l < b.depth; ++l) {
       units[l] = b.width[l];
       high[l] = static_cast<int>(round_up(units[l], 16) / 16);
       deep[l] = static_cast<int>(round_up(units[l], 32) / 32);
       prepare_layer(l);
     }
-    const int padded = high[0] * 16;
-    c.reset(padded * kPairs);
-    dc.reset(padded * kPairs);
-    a.reset(padded);
-    dslope0.reset(kGroups * padded * kPairs);
-    one_hot.reset(64);
-    for (int i = 30; i < 32; ++i) one_hot[i] = to_bfloat16(1);
-    if (training) da.reset(round_up(b.cells, 16) * padded);
+    prepare_first_layer();
+    prepare_orders();
+    for (Buffer<float>& z : scratch) z.reset(kBlock * kPairs);
+    for (Buffer<float>& z : summit) z.reset(deep[top] * kBlock * kPairs);
     dout.reset(units[top] * kLanes);
-    for (int p = 0; p < kPairs; ++p) natural[p] = p;
-    for (int l = 0; l < top; ++l)
-      for (int p = 0; p < kPairs; ++p) natural[p] = moved(natural[p]);
-    // natural[gene] is now its place in the order of the last layer
-    for (int p = 0; p < kPairs; ++p) top_order[natural[p]] = p;
-    for (int r = 0; r < 16; ++r)
-      for (int p = 0; p < kPairs; ++p)
-        if (moved(p) == 2 * r) place_of[r] = static_cast<int8_t>(p / 2);
-    for (int half = 0; half < 2; ++half)
-      for (int n = 0; n < 16; ++n) {
-        return_order[half][2 * n] = static_cast<uint16_t>(moved(16 * half + n));
-        return_order[half][2 * n + 1] = static_cast<uint16_t>(moved(16 * half + n) + 32);
-      }
+    ones.reset(512);
+    std::fill_n(ones.memory.get(), 32, to_bfloat16(1));
   }
 
   void run() {
     TileSession session;
-    for (int64_t gene = strip.first; gene < strip.last; gene += kPairs) {
-      valid = static_cast<int>(strip.last - gene < kPairs ? strip.last - gene : kPairs);
+    for (int64_t gene = strip.first; gene < strip.last; gene += kGenes) {
+      valid = static_cast<int>(strip.last - gene < kGenes ? strip.last - gene : kGenes);
       gather_genes(gene);
-      for (int64_t cell = 0; cell < b.cells; cell += kGroups) {
-        groups = static_cast<int>(b.cells - cell < kGroups ? b.cells - cell : kGroups);
-        forward(cell, gene);
-        if (training) backward(cell);
+      for (int64_t cell = 0; cell < b.cells; cell += 2 * kGroups) {
+        const int64_t left = (b.cells - cell + 1) / 2;
+        groups = static_cast<int>(left < kGroups ? left : kGroups);
+        forward(cell, gene - strip.first);
+        if (kTraining) backward(cell);
       }
-      if (training) scatter_genes(gene);
+      if (kTraining) scatter_genes(gene);
     }
     for (int64_t g = 0; strip.dlog_dispersion && g < strip.last - strip.first; ++g)
       b.dlog_dispersion[strip.first + g] = static_cast<float>(strip.dlog_dispersion[g] * b.scale);
@@ -239,7 +230,8 @@ class Bfloat16Tower {
             b.scale * da[((cell / 16 * high[0] + k / 16) * 16 + k % 16) * 16 + cell % 16];
     for (int l = 1; l < b.depth; ++l)
       for (int j = 0; j < units[l]; ++j) {
-        for (int k = 0; k < units[l - 1]; ++k) block.dweight[l][j * units[l - 1] + k] += b.scale * dweight_at(l, j, k);
+        for (int k = 0; k < units[l - 1]; ++k)
+          block.dweight[l][j * units[l - 1] + k] += b.scale * dweight_at(l, j, k);
         block.dbias[l][j] += b.scale * dweight_at(l, j, 16 * high[l - 1]);
       }
     for (int j = 0; j < units[top]; ++j) block.dout[j] += b.scale * sum(load(dout + j * kLanes));
@@ -250,17 +242,15 @@ class Bfloat16Tower {
   Strip strip;
   int units[kMaxDepth], high[kMaxDepth], deep[kMaxDepth];  // of layer l: units, and tiles of 16 and of 32 units
   int top, valid, groups;
-  bool training;
   double loss = 0;
-  int natural[kPairs], top_order[kPairs];
-  int8_t place_of[16];
+  int top_place[kPairs], top_order[kPairs];  // place of a pair in the order of the last layer, and its inverse
   alignas(64) uint16_t return_order[2][32];
-  Buffer<float> a, c, dc, da, dout, scratch[2], dweight[kMaxDepth], bias[kMaxDepth], summit;
+  Buffer<float> a, c, dc, da, dout, dweight[kMaxDepth], bias[kMaxDepth];
+  Buffer<float> scratch[2], summit[2];  // pre-activations, or gradients by activations; summit: of the last layer
   Buffer<uint16_t> weight[kMaxDepth], transposed[kMaxDepth];  // left operands: [16 units][32 inputs] tiles
-  Buffer<uint16_t> rows[kMaxDepth], columns[kMaxDepth];       // activations; columns for two groups in turn
-  Buffer<uint16_t> slope_rows[kMaxDepth], slope_columns[kMaxDepth], crossed[kMaxDepth];  // gradients
-  Buffer<uint16_t> dslope0, one_hot, ones;
-  alignas(64) float predictor[kGroups][kPairs];
+  Buffer<uint16_t> rows[kMaxDepth], columns[kMaxDepth];       // activations; columns: then their gradients
+  Buffer<uint16_t> slope_rows, crossed[kMaxDepth];            // gradients by pre-activations
+  Buffer<uint16_t> first_slope_rows, two_hot, ones;
 
   static const char* bytes(const void* p) { return static_cast<const char*>(p); }
   static char* bytes(void* p) { return static_cast<char*>(p); }
@@ -273,17 +263,8 @@ class Bfloat16Tower {
     const int padded = high[l] * 16;
     rows[l].reset(kGroups * padded * kPairs);
     columns[l].reset((l == 0 ? 2 : kGroups) * deep[l] * 1024);
-    slope_rows[l].reset(padded * kPairs);
-    slope_columns[l].reset(kGroups * deep[l] * 1024);
     crossed[l].reset(kGroups * high[l] * 512);
-    for (Buffer<float>& s : scratch)
-      if (l == 0) s.reset(*std::max_element(b.width, b.width + b.depth) * kPairs + 16 * kPairs);
-    if (l == 0) {
-      ones.reset(512);
-      for (int i = 0; i < 32; ++i) ones[i] = to_bfloat16(1);
-      return;
-    }
-    if (l == top) summit.reset(kGroups * padded * kPairs);
+    if (l == 0) return;
     dweight[l].reset((high[l - 1] + 1) * high[l] * 256);
     bias[l].reset(padded * 16);
     weight[l].reset(high[l] * deep[l - 1] * 512);
@@ -298,222 +279,276 @@ class Bfloat16Tower {
     }
   }
 
+  void prepare_first_layer() {
+    const int padded = high[0] * 16;
+    c.reset(padded * kGenes);
+    a.reset(round_up(b.cells, 2) * padded);
+    for (int64_t cell = 0; cell < b.cells; ++cell)
+      std::memcpy(a + cell * padded, b.a + cell * units[0], units[0] * sizeof(float));
+    slope_rows.reset(kBlock * kPairs);
+    if (!kTraining) return;
+    dc.reset(padded * kGenes);
+    da.reset(round_up(b.cells, 16) * padded);
+    first_slope_rows.reset(kGroups * padded * kPairs);
+    // rows of 32 double words; seen through a window of 16, pairs of the first cell count for one column, those of
+    // the second for the next
+    two_hot.reset(16 * 64);
+    for (int r = 0; r < 16; ++r)
+      for (int i = 0; i < 2; ++i) two_hot[r * 64 + 2 * (r < 8 ? 15 : 16) + i] = to_bfloat16(1);
+  }
+
+  void prepare_orders() {
+    for (int p = 0; p < kPairs; ++p) {
+      top_place[p] = p;
+      for (int l = 0; l < top; ++l) top_place[p] = moved(top_place[p]);
+      top_order[top_place[p]] = p;
+    }
+    for (int p = 0; p < kPairs; ++p) {
+      return_order[p / 16][p % 16 * 2] = static_cast<uint16_t>(moved(p));
+      return_order[p / 16][p % 16 * 2 + 1] = static_cast<uint16_t>(moved(p) + 32);
+    }
+  }
+
   void gather_genes(int64_t gene) {
-    for (int k = 0; k < units[0]; ++k)
-      for (int p = 0; p < kPairs; ++p) c[k * kPairs + p] = p < valid ? b.c[(gene + p) * units[0] + k] : 0.0f;
-    std::memset(dc, 0, high[0] * 16 * kPairs * sizeof(float));
+    alignas(64) float rows[kGenes * 16];
+    for (int k = 0; k < units[0]; k += 16) {
+      const int n = units[0] - k < 16 ? units[0] - k : 16;
+      std::memset(rows, 0, sizeof rows);
+      for (int p = 0; p < valid; ++p)
+        std::memcpy(rows + p * 16, b.c + (gene + p) * units[0] + k, n * sizeof(float));
+      transpose(rows, 64, c + k * kGenes, [](int r) { return r; });
+    }
+    if (kTraining) std::memset(dc, 0, high[0] * 16 * kGenes * sizeof(float));
   }
 
   void scatter_genes(int64_t gene) {
-    for (int p = 0; p < valid; ++p)
-      for (int k = 0; k < units[0]; ++k) b.dc[(gene + p) * units[0] + k] = b.scale * dc[k * kPairs + p];
+    alignas(64) float rows[kGenes * 16];
+    for (int k = 0; k < units[0]; k += 16) {
+      const int n = units[0] - k < 16 ? units[0] - k : 16;
+      transpose(dc + k * kGenes, 64, rows, [](int r) { return r; });
+      for (int p = 0; p < valid; ++p)
+        for (int i = 0; i < n; ++i) b.dc[(gene + p) * units[0] + k + i] = b.scale * rows[p * 16 + i];
+    }
   }
 
-  uint16_t* rows_of(int l, int group) const { return rows[l] + group * high[l] * 16 * kPairs; }
-  uint16_t* columns_of(int l, int group) const { return columns[l] + (l == 0 ? group % 2 : group) * deep[l] * 1024; }
-  uint16_t* slope_columns_of(int l, int group) const { return slope_columns[l] + group * deep[l] * 1024; }
+  uint16_t* rows_of(int l, int g) const { return rows[l] + g * high[l] * 16 * kPairs; }
+  uint16_t* columns_of(int l, int g) const { return columns[l] + (l == 0 ? g % 2 : g) * deep[l] * 1024; }
+  float* pre_activations(int l, int block, int g) const { return l == top ? summit[g % 2] : scratch[block % 2]; }
 
-  // Two rows of units to the columns form of both halves of the group.
-  static void put_columns(uint16_t* to, int unit, __m512i even, __m512i odd) {
-    uint16_t* line = to + unit / 32 * 1024 + unit % 32 * 16;
-    _mm512_store_si512(line, _mm512_unpacklo_epi16(even, odd));
-    _mm512_store_si512(line + 512, _mm512_unpackhi_epi16(even, odd));
-  }
-
-  void put_returned_columns(uint16_t* to, int unit, __m512i even, __m512i odd) const {
-    uint16_t* line = to + unit / 32 * 1024 + unit % 32 * 16;
-    _mm512_store_si512(line, _mm512_permutex2var_epi16(even, _mm512_load_si512(return_order[0]), odd));
-    _mm512_store_si512(line + 512, _mm512_permutex2var_epi16(even, _mm512_load_si512(return_order[1]), odd));
-  }
-
-  // z = left [high tiles x deep tiles] times columns of both halves; `work(part, parts)` runs beside it.
+  // z = left [2 of high tiles from m, deep tiles] times columns of both halves; `work` is done beside it.
   template <class Work>
-  void multiply_columns(const uint16_t* left, int high, int deep, const uint16_t* columns, const float* bias, float* z,
-                        Work&& work) {
-    const Tiles lower{bytes(columns), 2 * kTileBytes}, upper{bytes(columns) + kTileBytes, 2 * kTileBytes};
-    auto accumulator = [&](int m, int half) {
-      return Accumulator{bias == nullptr ? nullptr : bytes(bias) + m * kTileBytes,
-                         bytes(z) + m * 16 * kScratchRow + half * 64, kScratchRow};
-    };
-    auto operand = [&](int m) { return Tiles{bytes(left) + m * deep * kTileBytes, kTileBytes}; };
-    const int parts = (high + 1) / 2;
-    int m = 0;
-    for (; m + 2 <= high; m += 2)
-      multiply22(operand(m), operand(m + 1), lower, upper, deep,
-                 {{accumulator(m, 0), accumulator(m, 1)}, {accumulator(m + 1, 0), accumulator(m + 1, 1)}},
-                 [&] { work(m / 2, parts); });
-    if (m < high)
-      multiply12(operand(m), lower, upper, deep, accumulator(m, 0), accumulator(m, 1), [&] { work(m / 2, parts); });
+  FUSED_INLINE void multiply_columns(const uint16_t* left, int m, int high, int deep, const uint16_t* columns,
+                                     const float* bias, float* z, Work&& work) {
+    const Tiles lower{bytes(columns), kTileBytes}, upper{bytes(columns) + deep * kTileBytes, kTileBytes};
+    const char *start = bytes(bias) + m * kTileBytes, *next = start + kTileBytes;
+    if (bias == nullptr) start = next = nullptr;
+    char* to = bytes(z);
+    const Tiles first{bytes(left) + m * deep * kTileBytes, kTileBytes};
+    const Tiles second{first.p + deep * kTileBytes, kTileBytes};
+    constexpr int64_t below = 16 * kScratchRow;
+    if (m + 1 < high)
+      multiply22(first, second, lower, upper, deep,
+                 {{Accumulator{start, to, kScratchRow}, Accumulator{start, to + 64, kScratchRow}},
+                  {Accumulator{next, to + below, kScratchRow}, Accumulator{next, to + below + 64, kScratchRow}}},
+                 work);
+    else
+      multiply12(first, lower, upper, deep, Accumulator{start, to, kScratchRow},
+                 Accumulator{start, to + 64, kScratchRow}, work);
   }
 
-  void first_layer(int64_t cell, int group) {
-    std::memcpy(a, b.a + cell * units[0], units[0] * sizeof(float));
-    uint16_t *to = rows_of(0, group), *in_columns = columns_of(0, group);
+  void first_layer(int64_t cell, int g) {
+    const int n = units[0], half = deep[0] * 512;
+    const float *a0 = a + cell * high[0] * 16, *a1 = a0 + high[0] * 16, *genes = c;
+    uint16_t *to = rows_of(0, g), *line = columns_of(0, g);
     const __m512i zero = _mm512_setzero_si512();
-    for (int k = 0; k < units[0]; k += 2) {
-      __m512i line[2];
-      for (int i = 0; i < 2; ++i) {
-        const __m512 side = _mm512_set1_ps(a[k + i]);
-        const float* genes = c + (k + i) * kPairs;
-        const __m512 lower = _mm512_add_ps(side, _mm512_load_ps(genes));
-        const __m512 upper = _mm512_add_ps(side, _mm512_load_ps(genes + 16));
-        line[i] = _mm512_max_epi16((__m512i)_mm512_cvtne2ps_pbh(upper, lower), zero);
-        if (training) _mm512_store_si512(to + (k + i) * kPairs, line[i]);
+    for (int k = 0; k < n; k += 2, genes += 2 * kGenes, line += 32) {
+      const __m512 c0 = _mm512_load_ps(genes), c1 = _mm512_load_ps(genes + kGenes);
+      const __m512 even0 = _mm512_add_ps(_mm512_set1_ps(a0[k]), c0), even1 = _mm512_add_ps(_mm512_set1_ps(a1[k]), c0);
+      const __m512 odd0 = _mm512_add_ps(_mm512_set1_ps(a0[k + 1]), c1);
+      const __m512 odd1 = _mm512_add_ps(_mm512_set1_ps(a1[k + 1]), c1);
+      const __m512i even = _mm512_max_epi16((__m512i)_mm512_cvtne2ps_pbh(even1, even0), zero);
+      const __m512i odd = _mm512_max_epi16((__m512i)_mm512_cvtne2ps_pbh(odd1, odd0), zero);
+      if (kTraining) {
+        _mm512_store_si512(to + k * kPairs, even);
+        _mm512_store_si512(to + (k + 1) * kPairs, odd);
       }
-      put_columns(in_columns, k, line[0], line[1]);
+      _mm512_store_si512(line, _mm512_unpacklo_epi16(even, odd));
+      _mm512_store_si512(line + half, _mm512_unpackhi_epi16(even, odd));
     }
   }
 
-  void rectify(int l, int group) {
-    const float* z = scratch[group % 2];
-    uint16_t *to = rows_of(l, group), *in_columns = columns_of(l, group);
-    const __m512i zero = _mm512_setzero_si512();
-    for (int j = 0; j < units[l]; j += 2) {
-      const __m512i even = _mm512_max_epi16(row_of(z + j * kPairs), zero);
-      const __m512i odd = _mm512_max_epi16(row_of(z + (j + 1) * kPairs), zero);
-      if (training) {
-        _mm512_store_si512(to + j * kPairs, even);
-        _mm512_store_si512(to + (j + 1) * kPairs, odd);
-      }
-      put_columns(in_columns, j, even, odd);
-    }
-  }
-
-  // While a group's products run, the vector units work on its neighbours.
-  void forward(int64_t cell, int64_t gene) {
+  // While a block's products run, the vector units work on the block before.
+  void forward(int64_t cell, int64_t offset) {
     first_layer(cell, 0);
     for (int l = 1; l <= top; ++l) {
+      const int parts = deep[l];
+      int block = 0;
       for (int g = 0; g < groups; ++g)
-        forward_product(l, g, [&](int part, int) {
-          if (part > 0) return;
-          if (l == 1 && g + 1 < groups) first_layer(cell + g + 1, g + 1);
-          if (g > 0) finish_forward(l, cell, gene, g - 1);
-        });
-      finish_forward(l, cell, gene, groups - 1);
+        for (int part = 0; part < parts; ++part, ++block) {
+          float* z = pre_activations(l, block, g) + (l == top ? part * kBlock * kPairs : 0);
+          auto work = [&]() __attribute__((always_inline)) {
+            if (l == 1 && part == 0 && g + 1 < groups) first_layer(cell + 2 * (g + 1), g + 1);
+            if (block > 0) finish_forward(l, block - 1, cell, offset);
+          };
+          multiply_columns(weight[l], 2 * part, high[l], deep[l - 1], columns_of(l - 1, g), bias[l], z, work);
+        }
+      finish_forward(l, block - 1, cell, offset);
     }
   }
 
-  template <class Work>
-  void forward_product(int l, int g, Work&& work) {
-    float* z = l == top ? summit + g * high[top] * 16 * kPairs : scratch[g % 2];
-    multiply_columns(weight[l], high[l], deep[l - 1], columns_of(l - 1, g), bias[l], z, work);
+  void finish_forward(int l, int block, int64_t cell, int64_t offset) {
+    const int g = block / deep[l], part = block % deep[l];
+    if (l < top)
+      rectify(l, g, part, scratch[block % 2]);
+    else if (part + 1 == deep[l])
+      score(cell + 2 * g, offset, g);
   }
 
-  void finish_forward(int l, int64_t cell, int64_t gene, int g) {
-    if (l < top) {
-      rectify(l, g);
-    } else {
-      score(cell + g, gene, g);
-      if (training) top_slopes(g);
+  int rows_in(int l, int part) const { return units[l] - part * kBlock < kBlock ? units[l] - part * kBlock : kBlock; }
+
+  void rectify(int l, int g, int part, const float* z) {
+    const int n = rows_in(l, part), half = deep[l] * 512;
+    uint16_t *to = rows_of(l, g) + part * kBlock * kPairs, *line = columns_of(l, g) + part * 512;
+    const __m512i zero = _mm512_setzero_si512();
+    for (int j = 0; j < n; j += 2, z += 2 * kPairs, to += 2 * kPairs, line += 32) {
+      const __m512i even = _mm512_max_epi16(row_of(z), zero), odd = _mm512_max_epi16(row_of(z + kPairs), zero);
+      if (kTraining) {
+        _mm512_store_si512(to, even);
+        _mm512_store_si512(to + kPairs, odd);
+      }
+      _mm512_store_si512(line, _mm512_unpacklo_epi16(even, odd));
+      _mm512_store_si512(line + half, _mm512_unpackhi_epi16(even, odd));
     }
   }
 
-  void score(int64_t cell, int64_t gene, int g) {
-    float* z = summit + g * high[top] * 16 * kPairs;
-    __m512 lower = _mm512_setzero_ps(), upper = lower;
-    const __m512 zero = lower;
+  // The predictor of a group, its loss, and the gradient by the last layer's pre-activations.
+  void score(int64_t cell, int64_t offset, int g) {
+    const float* z = summit[g % 2];
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 lower = zero, upper = zero;
     for (int j = 0; j < units[top]; ++j) {
       const __m512 weight = _mm512_set1_ps(b.out[j]);
       lower = _mm512_fmadd_ps(weight, _mm512_max_ps(_mm512_load_ps(z + j * kPairs), zero), lower);
       upper = _mm512_fmadd_ps(weight, _mm512_max_ps(_mm512_load_ps(z + j * kPairs + 16), zero), upper);
     }
-    float* f = predictor[g];
-    _mm512_store_ps(f, _mm512_permutex2var_ps(lower, _mm512_loadu_si512(natural), upper));
-    _mm512_store_ps(f + 16, _mm512_permutex2var_ps(lower, _mm512_loadu_si512(natural + 16), upper));
-    if (training)
-      loss += pair_losses(strip, cell, gene - strip.first, valid, kPairs, f);
-    else
-      write_predictor(b, cell, gene, valid, f);
+    alignas(64) float f[2][kGenes];
+    _mm512_store_ps(f[0], _mm512_permutex2var_ps(lower, _mm512_loadu_si512(top_place), upper));
+    _mm512_store_ps(f[1], _mm512_permutex2var_ps(lower, _mm512_loadu_si512(top_place + 16), upper));
+    for (int i = 0; i < 2; ++i) {
+      if (cell + i >= b.cells)
+        std::memset(f[i], 0, sizeof f[i]);
+      else if (kTraining)
+        loss += pair_losses(strip, cell + i, offset, valid, kGenes, f[i]);
+      else
+        write_predictor(b, cell + i, strip.first + offset, valid, f[i]);
+    }
+    if (kTraining) top_slopes(g, z, _mm512_load_ps(f[0]), _mm512_load_ps(f[1]));
   }
 
-  // Gradient by the last layer's pre-activations, from that by the predictor.
-  void top_slopes(int g) {
-    const float *z = summit + g * high[top] * 16 * kPairs, *f = predictor[g];
-    const __m512 f0 = _mm512_load_ps(f), f1 = _mm512_load_ps(f + 16), zero = _mm512_setzero_ps();
+  void top_slopes(int g, const float* z, __m512 f0, __m512 f1) {
     const __m512 lower = _mm512_permutex2var_ps(f0, _mm512_loadu_si512(top_order), f1);
     const __m512 upper = _mm512_permutex2var_ps(f0, _mm512_loadu_si512(top_order + 16), f1);
-    for (int j = 0; j < units[top]; ++j) {
-      const __m512 z0 = _mm512_load_ps(z + j * kPairs), z1 = _mm512_load_ps(z + j * kPairs + 16);
-      const __m512 weight = _mm512_set1_ps(b.out[j]);
-      const __mmask16 on0 = _mm512_cmp_ps_mask(z0, zero, _CMP_GT_OQ), on1 = _mm512_cmp_ps_mask(z1, zero, _CMP_GT_OQ);
-      __m512 total = _mm512_load_ps(dout + j * kLanes);
-      total = _mm512_mask3_fmadd_ps(z0, lower, total, on0);
-      total = _mm512_mask3_fmadd_ps(z1, upper, total, on1);
-      _mm512_store_ps(dout + j * kLanes, total);
-      const __m512bh slope =
-          _mm512_cvtne2ps_pbh(_mm512_maskz_mul_ps(on1, upper, weight), _mm512_maskz_mul_ps(on0, lower, weight));
-      _mm512_store_si512(slope_rows[top] + j * kPairs, (__m512i)slope);
+    const __m512 zero = _mm512_setzero_ps();
+    for (int part = 0; part < deep[top]; ++part) {
+      const int n = rows_in(top, part);
+      for (int i = 0; i < n; ++i) {
+        const int j = part * kBlock + i;
+        const __m512 z0 = _mm512_load_ps(z + j * kPairs), z1 = _mm512_load_ps(z + j * kPairs + 16);
+        const __m512 weight = _mm512_set1_ps(b.out[j]);
+        const __mmask16 on0 = _mm512_cmp_ps_mask(z0, zero, _CMP_GT_OQ);
+        const __mmask16 on1 = _mm512_cmp_ps_mask(z1, zero, _CMP_GT_OQ);
+        __m512 total = _mm512_load_ps(dout + j * kLanes);
+        total = _mm512_mask3_fmadd_ps(z0, lower, total, on0);
+        total = _mm512_mask3_fmadd_ps(z1, upper, total, on1);
+        _mm512_store_ps(dout + j * kLanes, total);
+        const __m512bh slope =
+            _mm512_cvtne2ps_pbh(_mm512_maskz_mul_ps(on1, upper, weight), _mm512_maskz_mul_ps(on0, lower, weight));
+        _mm512_store_si512(slope_rows + i * kPairs, (__m512i)slope);
+      }
+      spread_slopes(top, g, part);
     }
-    spread_slopes(top, g);
   }
 
   // Gradient by layer l's pre-activations, from that by its activations.
-  void hidden_slopes(int l, int g) {
-    const float* z = scratch[g % 2];
-    const uint16_t* active = rows_of(l, g);
-    for (int j = 0; j < units[l]; ++j) {
-      const __m512i line = _mm512_load_si512(active + j * kPairs);
+  void hidden_slopes(int l, int g, int part, const float* z) {
+    const int n = rows_in(l, part);
+    const uint16_t* active = rows_of(l, g) + part * kBlock * kPairs;
+    uint16_t* to = slope_rows;
+    for (int j = 0; j < n; ++j, z += kPairs, active += kPairs, to += kPairs) {
+      const __m512i line = _mm512_load_si512(active);
       const __mmask32 on = _mm512_test_epi16_mask(line, line);
-      _mm512_store_si512(slope_rows[l] + j * kPairs, _mm512_maskz_mov_epi16(on, row_of(z + j * kPairs)));
+      const __m512 lower = _mm512_load_ps(z), upper = _mm512_load_ps(z + 16);
+      _mm512_store_si512(to, (__m512i)_mm512_maskz_cvtne2ps_pbh(on, upper, lower));
     }
-    spread_slopes(l, g);
+    spread_slopes(l, g, part);
   }
 
-  void spread_slopes(int l, int g) {
-    uint16_t* to = slope_columns_of(l, g);
-    const uint16_t* from = slope_rows[l];
-    for (int j = 0; j < units[l]; j += 2)
-      put_returned_columns(to, j, _mm512_load_si512(from + j * kPairs), _mm512_load_si512(from + (j + 1) * kPairs));
-    for (int n = 0; n < high[l]; ++n)
-      cross(slope_rows[l] + n * 512, crossed[l] + (g * high[l] + n) * 512, place_of);
+  // The block of gradients in slope_rows to columns, and crossed.
+  void spread_slopes(int l, int g, int part) {
+    const int n = rows_in(l, part), half = deep[l] * 512;
+    uint16_t* line = columns_of(l, g) + part * 512;
+    const uint16_t* from = slope_rows;
+    const __m512i order0 = _mm512_load_si512(return_order[0]), order1 = _mm512_load_si512(return_order[1]);
+    for (int j = 0; j < n; j += 2, from += 2 * kPairs, line += 32) {
+      const __m512i even = _mm512_load_si512(from), odd = _mm512_load_si512(from + kPairs);
+      _mm512_store_si512(line, _mm512_permutex2var_epi16(even, order0, odd));
+      _mm512_store_si512(line + half, _mm512_permutex2var_epi16(even, order1, odd));
+    }
+    uint16_t* to = crossed[l] + (g * high[l] + 2 * part) * 512;
+    transpose(slope_rows, 64, to, moved_back);
+    if (n > 16) transpose(slope_rows + 512, 64, to + 512, moved_back);
   }
 
-  // Gradients by the first layer's sums: added up over genes (as tiles) and cells (here).
-  void first_slopes(int g, int part, int parts) {
-    const float* z = scratch[g % 2];
-    const uint16_t* active = rows_of(0, g);
-    uint16_t* to = dslope0 + g * high[0] * 512;
-    for (int k = units[0] * part / parts; k < units[0] * (part + 1) / parts; ++k) {
-      const __m512i line = _mm512_load_si512(active + k * kPairs);
+  // Gradients by the first layer's sums: added up over cells here, and over genes in cell_gradient.
+  void first_slopes(int g, int part, const float* z) {
+    const int n = rows_in(0, part);
+    const uint16_t* active = rows_of(0, g) + part * kBlock * kPairs;
+    uint16_t* to = first_slope_rows + g * high[0] * 512 + part * kBlock * kPairs;
+    float* total = dc + part * kBlock * kGenes;
+    for (int k = 0; k < n; ++k, z += kPairs, active += kPairs, to += kPairs, total += kGenes) {
+      const __m512i line = _mm512_load_si512(active);
       const __mmask32 on = _mm512_test_epi16_mask(line, line);
-      const __m512 lower = _mm512_load_ps(z + k * kPairs), upper = _mm512_load_ps(z + k * kPairs + 16);
-      float* total = dc + k * kPairs;
-      const __m512 total0 = _mm512_load_ps(total), total1 = _mm512_load_ps(total + 16);
-      _mm512_store_ps(total, _mm512_mask_add_ps(total0, on & 0xffff, total0, lower));
-      _mm512_store_ps(total + 16, _mm512_mask_add_ps(total1, on >> 16, total1, upper));
-      _mm512_store_si512(to + k * kPairs, _mm512_maskz_mov_epi16(on, (__m512i)_mm512_cvtne2ps_pbh(upper, lower)));
+      const __m512 lower = _mm512_load_ps(z), upper = _mm512_load_ps(z + 16);
+      __m512 sum = _mm512_load_ps(total);
+      sum = _mm512_mask_add_ps(sum, _cvtu32_mask16(_cvtmask32_u32(on)), sum, lower);
+      sum = _mm512_mask_add_ps(sum, _cvtu32_mask16(_cvtmask32_u32(_kshiftri_mask32(on, 16))), sum, upper);
+      _mm512_store_ps(total, sum);
+      _mm512_store_si512(to, (__m512i)_mm512_maskz_cvtne2ps_pbh(on, upper, lower));
     }
   }
 
   void backward(int64_t cell) {
     for (int l = top; l > 0; --l) {
+      const int parts = deep[l - 1];
+      int block = 0;
       for (int g = 0; g < groups; ++g)
-        multiply_columns(transposed[l], high[l - 1], deep[l], slope_columns_of(l, g), nullptr, scratch[g % 2],
-                         [&](int part, int parts) {
-                           if (g > 0) finish_backward(l, g - 1, part, parts);
-                         });
-      const int parts = (high[l - 1] + 1) / 2;
-      for (int part = 0; part < parts; ++part) finish_backward(l, groups - 1, part, parts);
+        for (int part = 0; part < parts; ++part, ++block)
+          multiply_columns(transposed[l], 2 * part, high[l - 1], deep[l], columns_of(l, g), nullptr,
+                           scratch[block % 2], [&]() __attribute__((always_inline)) {
+                             if (block > 0) finish_backward(l, block - 1);
+                           });
+      finish_backward(l, block - 1);
       weight_gradient(l);
     }
     cell_gradient(cell);
   }
 
-  void finish_backward(int l, int g, int part, int parts) {
+  void finish_backward(int l, int block) {
+    const int g = block / deep[l - 1], part = block % deep[l - 1];
     if (l == 1)
-      first_slopes(g, part, parts);
-    else if (part == 0)
-      hidden_slopes(l - 1, g);
+      first_slopes(g, part, scratch[block % 2]);
+    else
+      hidden_slopes(l - 1, g, part, scratch[block % 2]);
   }
 
   void weight_gradient(int l) {
     const int64_t row_step = high[l - 1] * kTileBytes, crossed_step = high[l] * kTileBytes;
-    auto left = [&](int m) {
+    auto left = [&](int m) __attribute__((always_inline)) {
       if (m == high[l - 1]) return Tiles{bytes(ones.memory.get()), 0};
       return Tiles{bytes(rows[l - 1].memory.get()) + m * kTileBytes, row_step};
     };
-    auto right = [&](int n) { return Tiles{bytes(crossed[l].memory.get()) + n * kTileBytes, crossed_step}; };
-    auto accumulator = [&](int m, int n) {
+    auto right = [&](int n) __attribute__((always_inline)) { return Tiles{bytes(crossed[l].memory.get()) + n * kTileBytes, crossed_step}; };
+    auto accumulator = [&](int m, int n) __attribute__((always_inline)) {
       char* tile = bytes(dweight[l].memory.get()) + (m * high[l] + n) * kTileBytes;
       return Accumulator{tile, tile, 64};
     };
@@ -534,16 +569,20 @@ class Bfloat16Tower {
       }
   }
 
-  // Sums the genes of each cell into the column of its accumulators: the right operand is 1 in that column only.
+  // Sums the genes of each cell into the column of its accumulators.
   void cell_gradient(int64_t cell) {
     char* total = bytes(da.memory.get()) + cell / 16 * high[0] * kTileBytes;
-    const char* column = bytes(one_hot.memory.get()) + 4 * (15 - cell % 16);
+    const Tiles right{bytes(two_hot.memory.get()) + 4 * (15 - cell % 16), -8, 128};
     const int64_t step = high[0] * kTileBytes;
-    auto left = [&](int m) { return Tiles{bytes(dslope0.memory.get()) + m * kTileBytes, step}; };
-    auto accumulator = [&](int m) { return Accumulator{total + m * kTileBytes, total + m * kTileBytes, 64}; };
-    const Tiles right{column, -4, 0};
+    auto left = [&](int m) __attribute__((always_inline)) {
+      return Tiles{bytes(first_slope_rows.memory.get()) + m * kTileBytes, step};
+    };
+    auto accumulator = [&](int m) __attribute__((always_inline)) {
+      return Accumulator{total + m * kTileBytes, total + m * kTileBytes, 64};
+    };
     int m = 0;
-    for (; m + 2 <= high[0]; m += 2) multiply21(left(m), left(m + 1), right, groups, accumulator(m), accumulator(m + 1));
+    for (; m + 2 <= high[0]; m += 2)
+      multiply21(left(m), left(m + 1), right, groups, accumulator(m), accumulator(m + 1));
     if (m < high[0]) multiply11(left(m), right, groups, accumulator(m));
   }
 };

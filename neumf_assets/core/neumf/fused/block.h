@@ -10,7 +10,7 @@ constexpr int kMaxDepth = 5;
 enum Objective : int32_t { kPredict = 0, kPoisson = 1, kNegativeBinomial = 2, kSquared = 3, kBinary = 4 };
 enum Precision : int32_t { kFloat32 = 0, kBfloat16 = 1 };
 
-constexpr int64_t kGeneUnit = 32;  // genes are dealt to threads in runs of this many
+constexpr int64_t kGeneUnit = 16;  // genes are dealt to threads in runs of this many
 
 struct Block {
   int64_t cells, genes;

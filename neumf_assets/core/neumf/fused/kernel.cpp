@@ -44,7 +44,10 @@ int32_t fused_block(fused::Block* block) {
 #ifdef FUSED_BFLOAT16
     // a single layer has no matrix product
     if (block->precision == fused::kBfloat16 && block->depth > 1) {
-      fused::run<fused::Bfloat16Tower>(*block);
+      if (block->objective == fused::kPredict)
+        fused::run<fused::Bfloat16Tower<false>>(*block);
+      else
+        fused::run<fused::Bfloat16Tower<true>>(*block);
       return 0;
     }
 #endif

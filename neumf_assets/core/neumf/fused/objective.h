@@ -124,63 +124,85 @@ inline Loss negative_binomial(Vec log_mean, Vec y, Vec theta, float max_log_mean
   return {value, keep(free, pull - y)};
 }
 
-// The pairs of one cell with genes first + offset .. + valid: reads the tower's part of the predictor from `f`,
-// leaves the unscaled gradient there (0 beyond `valid`), writes the scaled gradient to the block, returns the loss.
-inline double pair_losses(Strip& strip, int64_t cell, int64_t offset, int valid, int padded, float* f) {
+// Up to one vector from memory; lanes beyond n become `rest`.
+inline Vec load_some(const float* p, int n, float rest) {
+  if (n >= kLanes) return load(p);
+  Vec v = splat(rest);
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+inline void store_some(float* p, Vec v, int n) {
+  if (n >= kLanes) return store(p, v);
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+
+// A vector of pairs of one cell, at most `n` of them: adds what the block holds besides the tower to the predictor,
+// writes the scaled gradient to the block, returns the unscaled one, 0 where an entry is left out.
+template <int objective>
+inline Vec vector_losses(Strip& strip, int64_t cell, int64_t offset, int n, Vec predictor, Vec* total) {
   const Block& b = strip.block;
   const int64_t place = cell * b.genes + strip.first + offset;
-  const float* targets = strip.target_row(cell) + offset;
+  Vec y = load_some(strip.target_row(cell) + offset, n, NAN);
+  if (b.f0 != nullptr) predictor += load_some(b.f0 + place, n, 0);
+  IntVec in = y == y;
+  if (b.mask != nullptr)
+    for (int k = 0; k < n && k < kLanes; ++k) in[k] &= b.mask[place + k] ? -1 : 0;
+  y = keep(in, y);
   const float log_size = b.log_size == nullptr ? 0.0f : b.log_size[cell];
-  const float size = std::exp(log_size);
-  double total = 0;
-  for (int i = 0; i < padded; i += kLanes) {
-    const int n = valid - i < kLanes ? valid - i : kLanes;
-    if (n <= 0) {
-      store(f + i, Vec{});
-      continue;
-    }
-    Vec y = splat(NAN), f0{}, theta = splat(1.0f), slope_dispersion{};
-    std::memcpy(&y, targets + i, n * sizeof(float));
-    if (b.f0 != nullptr) std::memcpy(&f0, b.f0 + place + i, n * sizeof(float));
-    IntVec in = y == y;
-    if (b.mask != nullptr)
-      for (int k = 0; k < n; ++k) in[k] &= b.mask[place + i + k] ? -1 : 0;
-    y = keep(in, y);
-    const Vec predictor = load(f + i) + f0;
-    Loss loss;
-    switch (b.objective) {
-      case kPoisson:
-        loss = poisson(predictor + log_size, y, b.max_log_mean);
-        break;
-      case kNegativeBinomial:
-        std::memcpy(&theta, strip.dispersion + offset + i, n * sizeof(float));
-        loss = negative_binomial(predictor + log_size, y, theta, b.max_log_mean, &slope_dispersion);
-        slope_dispersion = keep(in, slope_dispersion);
-        for (int k = 0; k < n; ++k) strip.dlog_dispersion[offset + i + k] += slope_dispersion[k];
-        break;
-      case kSquared:
-        loss = squared(predictor, y, size);
-        break;
-      default:
-        loss = binary(predictor, y);
-    }
-    const Vec slope = keep(in, loss.slope), scaled = slope * b.scale;
-    store(f + i, slope);
-    if (b.f != nullptr) std::memcpy(b.f + place + i, &scaled, n * sizeof(float));
-    total += sum(keep(in, loss.value));
+  Loss loss;
+  if (objective == kPoisson) {
+    loss = poisson(predictor + log_size, y, b.max_log_mean);
+  } else if (objective == kNegativeBinomial) {
+    Vec by_dispersion;
+    const Vec theta = load_some(strip.dispersion + offset, n, 1);
+    loss = negative_binomial(predictor + log_size, y, theta, b.max_log_mean, &by_dispersion);
+    by_dispersion = keep(in, by_dispersion);
+    for (int k = 0; k < n && k < kLanes; ++k) strip.dlog_dispersion[offset + k] += by_dispersion[k];
+  } else if (objective == kSquared) {
+    loss = squared(predictor, y, std::exp(log_size));
+  } else {
+    loss = binary(predictor, y);
   }
-  return total;
+  const Vec slope = keep(in, loss.slope);
+  if (b.f != nullptr) store_some(b.f + place, slope * b.scale, n);
+  *total += keep(in, loss.value);
+  return slope;
+}
+
+// The pairs of one cell with genes first + offset .. + valid: reads the tower's part of the predictor from `f`,
+// leaves the unscaled gradient there (0 beyond `valid`), returns the loss.
+template <int objective>
+inline double pair_losses(Strip& strip, int64_t cell, int64_t offset, int valid, int padded, float* f) {
+  Vec total{};
+  for (int i = 0; i < padded; i += kLanes) {
+    const Vec slope = valid > i
+                          ? vector_losses<objective>(strip, cell, offset + i, valid - i, load(f + i), &total)
+                          : Vec{};
+    store(f + i, slope);
+  }
+  return sum(total);
+}
+
+inline double pair_losses(Strip& strip, int64_t cell, int64_t offset, int valid, int padded, float* f) {
+  switch (strip.block.objective) {
+    case kPoisson:
+      return pair_losses<kPoisson>(strip, cell, offset, valid, padded, f);
+    case kNegativeBinomial:
+      return pair_losses<kNegativeBinomial>(strip, cell, offset, valid, padded, f);
+    case kSquared:
+      return pair_losses<kSquared>(strip, cell, offset, valid, padded, f);
+    default:
+      return pair_losses<kBinary>(strip, cell, offset, valid, padded, f);
+  }
 }
 
 // Prediction's counterpart: adds f0 to the tower's part and writes the predictor.
 inline void write_predictor(const Block& b, int64_t cell, int64_t gene, int valid, const float* f) {
   const int64_t place = cell * b.genes + gene;
   for (int i = 0; i < valid; i += kLanes) {
-    const int n = valid - i < kLanes ? valid - i : kLanes;
-    Vec f0{};
-    if (b.f0 != nullptr) std::memcpy(&f0, b.f0 + place + i, n * sizeof(float));
-    f0 += load(f + i);
-    std::memcpy(b.f + place + i, &f0, n * sizeof(float));
+    Vec predictor = load(f + i);
+    if (b.f0 != nullptr) predictor += load_some(b.f0 + place + i, valid - i, 0);
+    store_some(b.f + place + i, predictor, valid - i);
   }
 }
 
