@@ -62,8 +62,8 @@ def gene_statistics(matrix: Any, block_cells: int = 1000) -> GeneStatistics:
     Parameters
     ----------
     matrix
-        Cells × genes, non-negative: CSR, an array, a memory map or a Zarr array; ``block_cells`` rows of it are
-        looked at at a time.
+        Cells × genes, non-negative: CSR, an array, a memory map or a Zarr array; ``block_cells`` rows of it
+        are looked at at a time.
 
     Raises
     ------
