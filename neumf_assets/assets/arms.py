@@ -7,15 +7,20 @@ arms differ in nothing but the embedding.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neumf_assets.assets.inputs import read_table
+from neumf_assets.assets.inputs import read_table, scaled_counts
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from neumf_assets.core.cells.store import CellEmbedding
     from neumf_assets.core.report.plots import EmbeddedCells
+
+
+FIRST: dict[str, str] = {"liger": "factors", "neumf_liger": "factors", "ineumf": "model"}
+"""What each arm computes first."""
 
 
 def common_stages(arm: Arm) -> list[Stage]:
@@ -27,7 +32,7 @@ def _clusters(arm: Arm) -> Stage:
     @stage(
         name=(arm, "clusters"),
         group="integrate",
-        inputs=(f"{arm}/cell_embedding",),
+        inputs=(f"{arm}/cell_embedding", f"{arm}/{FIRST[arm]}"),
         settings=("clusters",),
         kinds=("parquet", "scikitlearn"),
         columns=(
@@ -42,7 +47,7 @@ def _clusters(arm: Arm) -> Stage:
         """Groups of similar cells in this arm's embedding.
 
         Leiden on the graph of shared neighbours, at several resolutions and seeds; k-means and HDBSCAN on the
-        embedding itself. Clusters are numbered from the largest.
+        embedding itself. Clusters are numbered from the largest. On request, k-means modules of genes too.
         """
         from neumf_assets.core.cells.clustering import cluster_cells
         from neumf_assets.core.cells.neighbours import cell_graph
@@ -53,7 +58,14 @@ def _clusters(arm: Arm) -> Stage:
         found = cluster_cells(cells.embedding, graph, step.study.clusters, progress=step.progress)
         methods = [str(name) for name in found if not str(name).startswith("leiden_r")]
         figures = {f"{name}_clusters": int(found[name].nunique()) for name in methods}
-        return Product(lambda folder: _save_table(folder, "clusters", cells, found), figures)
+        modules = _gene_modules(step, arm)
+
+        def save(folder: Path) -> None:
+            _save_table(folder, "clusters", cells, found)
+            if modules is not None:
+                modules.to_parquet(folder / "gene_modules.parquet")
+
+        return Product(save, figures)
 
     return clusters
 
@@ -99,7 +111,7 @@ def _metrics(arm: Arm) -> Stage:
     @stage(
         name=(arm, "metrics"),
         group="integrate",
-        inputs=(f"{arm}/cell_embedding", f"{arm}/clusters"),
+        inputs=(f"{arm}/cell_embedding", f"{arm}/clusters", "counts", "shared_genes"),
         settings=("metrics", "label_column", "batch_column"),
         kinds=("json",),
     )
@@ -122,7 +134,7 @@ def _metrics(arm: Arm) -> Stage:
             cells.cells[step.study.batch_column or "dataset"],
             cells.neighbours,
             step.study.metrics,
-        )
+        ).model_copy(update=_liger_scores(step, cells))
         return Product(
             lambda folder: (folder / "metrics.json").write_text(scores.model_dump_json(indent=1)),
             scores.summary(),
@@ -131,6 +143,42 @@ def _metrics(arm: Arm) -> Stage:
         )
 
     return metrics
+
+
+def _gene_modules(step: Step, arm: Arm) -> "pd.DataFrame | None":
+    from neumf_assets.core.cells.clustering import cluster_genes
+
+    number = step.study.clusters.gene_modules
+    if number is None:
+        return None
+    genes, embedding = gene_embedding(step, arm)
+    return cluster_genes(embedding, genes, number, metric=step.study.clusters.metric).to_frame("module")
+
+
+def gene_embedding(step: Step, arm: str) -> "tuple[list[str], np.ndarray]":
+    """Names of the genes that an arm uses, and what the datasets share of their embedding: genes × dimensions."""
+    from neumf_assets.core.liger.store import NamedFactors
+    from neumf_assets.core.neumf.model import NeuMFModel
+
+    folder = step.one(f"{arm}/{FIRST[arm]}").path
+    if arm == "ineumf":
+        model = NeuMFModel.load(folder)
+        return [str(name) for name in model.gene_names], model.tables["genes"].cpu().numpy()
+    factors = NamedFactors.load(folder)
+    return list(factors.genes), factors.result.W.T
+
+
+def _liger_scores(step: Step, cells: "CellEmbedding") -> dict[str, float | None]:
+    """LIGER's own two scores, for every arm against the same data: the scaled counts of LIGER's genes."""
+    from neumf_assets.core.liger.metrics import agreement, alignment
+
+    dataset = cells.cells["dataset"].to_numpy(str)
+    scaled = scaled_counts(step)
+    aligned = [cells.embedding[dataset == name] for name in scaled]
+    return {
+        "alignment": alignment(cells.embedding, dataset),
+        "agreement": agreement(list(scaled.values()), aligned),
+    }
 
 
 def map_of(
@@ -163,7 +211,7 @@ def _coordinates(step: Step, cells: "CellEmbedding") -> "pd.DataFrame":
     points = umap_embed(cells.embedding, cells.neighbours, step.study.umap)
     columns = {"umap_1": points[:, 0], "umap_2": points[:, 1]}
     if step.study.umap.tsne:
-        other = tsne_embed(cells.embedding, step.study.umap)
+        other = tsne_embed(cells.embedding, step.study.umap, cells.neighbours.metric)
         columns |= {"tsne_1": other[:, 0], "tsne_2": other[:, 1]}
     return pd.DataFrame(columns)
 

@@ -10,8 +10,6 @@ from neumf_assets.settings import ARMS, StudySettings
 def stages(study: StudySettings) -> list[Stage]:
     """The stages that a study's settings ask for, in an order in which they can be computed."""
     arms = [arm for arm in ARMS if arm in study.arms]
-    own = [item for arm in arms for item in integrate.STAGES[arm]]
-    if arms != ["ineumf"]:
-        own.insert(0, integrate.shared_genes)
+    own = [integrate.shared_genes, *(item for arm in arms for item in integrate.STAGES[arm])]
     common = [item for arm in arms for item in common_stages(arm)]
     return [*ingest.STAGES, *model.STAGES, *own, *common, *report_stages(study.arms)]

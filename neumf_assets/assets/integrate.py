@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from neumf_assets.assets.inputs import load_all_counts, read_table
+from neumf_assets.assets.inputs import load_all_counts, scaled_counts, selected_genes
 from neumf_assets.assets.model import loss_pictures, model_figures
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 from neumf_assets.settings import Arm
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from neumf_assets.core.report.content import Curves, FactorGenes
 
+_GENES_SHOWN = 10
 _EMBEDDING_SETTINGS = ("clusters", "umap", "metrics", "batch_column")
 
 
@@ -75,14 +76,8 @@ def liger_factors(step: Step) -> Product:
     Every dataset's matrix is written as H (W + V): W is shared by all datasets, V belongs to one, H says how
     much of each factor is in each cell. Counts are divided by the cell's total and scaled by gene.
     """
-    from neumf_assets.core.liger.preprocess import gene_statistics, scale
-
-    genes = _selected(step)
-    parts = []
-    for data in load_all_counts(step).values():
-        everything = _columns(data, list(data.var_names))
-        parts.append(scale(everything, gene_statistics(everything), data.var_names.get_indexer(genes)))
-    return _factorise(step, parts, list(step.all("counts")), genes)
+    scaled = scaled_counts(step)
+    return _factorise(step, list(scaled.values()), list(scaled), selected_genes(step))
 
 
 @stage(
@@ -107,7 +102,7 @@ def neumf_liger_factors(step: Step) -> Product:
 
     opened = {n: open_dense(a.path / "dense.zarr") for n, a in step.all("dense_counts").items()}
     known = set.intersection(*(set(genes) for _, _, genes in opened.values()))
-    genes = [gene for gene in _selected(step) if gene in known]
+    genes = [gene for gene in selected_genes(step) if gene in known]
     if len(genes) < step.study.liger.k:
         raise NeumfError(
             f"The datasets' models share {len(genes)} of LIGER's genes, fewer than k = {step.study.liger.k}. "
@@ -125,11 +120,6 @@ def _columns(data: ad.AnnData, genes: list[str]) -> sp.csr_matrix:
     import scipy.sparse as sp
 
     return sp.csr_matrix(data.X)[:, data.var_names.get_indexer(genes)]
-
-
-def _selected(step: Step) -> list[str]:
-    table = read_table(step.one("shared_genes"), "genes")
-    return [str(gene) for gene in table.loc[table["selected"], "gene"]]
 
 
 def _factorise(step: Step, parts: Sequence[Any], datasets: list[str], genes: list[str]) -> Product:
@@ -249,7 +239,13 @@ def _embedding_product(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -
 
     study = step.study
     needed = neighbours_needed(study.clusters, study.umap, study.metrics)
-    neighbours = find_neighbours(embedding, needed, metric=study.clusters.metric)
+    neighbours = find_neighbours(
+        embedding,
+        needed,
+        metric=study.clusters.metric,
+        exact_up_to=study.clusters.exact_up_to,
+        seed=study.clusters.seeds[0],
+    )
     found = CellEmbedding(cells, embedding, neighbours)
     return Product(found.save, {"cells": len(cells), "dimensions": int(embedding.shape[1])})
 
@@ -270,7 +266,24 @@ def curve_of(step: Step, arm: str) -> Curves:
 
 def factor_genes(step: Step, arm: str) -> list[FactorGenes]:
     """The top genes of each factor of an arm; none for the integrative NeuMF, whose axes have no sign."""
-    return []
+    from neumf_assets.core.liger.factors import top_genes
+    from neumf_assets.core.liger.store import NamedFactors
+    from neumf_assets.core.report.content import FactorGenes
+
+    if arm == "ineumf":
+        return []
+    factors = NamedFactors.load(step.one(f"{arm}/factors").path)
+    result = factors.result
+    table = top_genes(result.W, result.V, factors.genes, factors.datasets, _GENES_SHOWN)
+    listed = table.groupby(["factor", "kind"])["gene"].agg(list)
+    return [
+        FactorGenes(
+            f"factor {number + 1}",
+            listed.get((number, "shared"), []),
+            {name: listed.get((number, name), []) for name in factors.datasets},
+        )
+        for number in range(result.k)
+    ]
 
 
 def loadings(step: Step, arm: str) -> dict[str, pd.DataFrame]:

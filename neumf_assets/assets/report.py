@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neumf_assets.assets.arms import delivered_clusters
+from neumf_assets.assets.arms import FIRST, delivered_clusters
 from neumf_assets.assets.inputs import load_all_counts, read_table
 from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
 from neumf_assets.core.versions import versions
 from neumf_assets.settings import ARMS, Arm
 
 if TYPE_CHECKING:
+    import anndata as ad
+
     from neumf_assets.core.cells.scores import ArmScores
     from neumf_assets.core.report.plots import RunScore
-
-FIRST: dict[str, str] = {"liger": "factors", "neumf_liger": "factors", "ineumf": "model"}
-"""What each arm computes first."""
 
 
 def report_stages(arms: tuple[Arm, ...]) -> list[Stage]:
@@ -172,15 +171,11 @@ def _integrated(arms: list[Arm]) -> Stage:
         `layers["counts"]`, the main map in `obsm["X_umap"]`, where all came from in `uns["neumf"]`.
         """
         from neumf_assets.core.cells.integrated import build_integrated
-        from neumf_assets.core.counts.store import load_counts
 
-        raw = step.all("raw_counts")
-        measured = {name: list(load_counts(raw[name].path, backed=True).var_names) for name in raw}
         data = build_integrated(
-            load_all_counts(step),
+            _all_genes_of_kept_cells(step),
             {arm: _arm_result(step, arm) for arm in arms},
             best_arm=_best(step, arms),
-            measured=measured,
             provenance=provenance(step),
             settings=step.study.integrated,
         )
@@ -191,6 +186,20 @@ def _integrated(arms: list[Arm]) -> Stage:
         )
 
     return integrated
+
+
+def _all_genes_of_kept_cells(step: Step) -> dict[str, ad.AnnData]:
+    """The raw counts of the cells that passed quality control.
+
+    Not the filtered genes: a gene that is too rare in one dataset was measured there all the same.
+    """
+    from neumf_assets.core.counts.store import load_counts
+
+    raw, found = step.all("raw_counts"), {}
+    for name, artifact in step.all("counts").items():
+        kept = load_counts(artifact.path, backed=True).obs_names
+        found[name] = load_counts(raw[name].path)[kept].copy()
+    return found
 
 
 def _arm_result(step: Step, arm: str) -> Any:
