@@ -34,7 +34,7 @@ namespace fused {
 
 constexpr int kPairs = 32;          // of a group
 constexpr int kGenes = 16;          // of a group
-constexpr int kGroups = 4;          // groups whose activations are held at once; divides 8
+constexpr int kGroups = 8;          // groups whose activations are held at once; divides 8
 constexpr int kBlock = 32;          // units whose pre-activations are in flight
 constexpr int kTileBytes = 1024;
 constexpr int kScratchRow = kPairs * sizeof(float);
