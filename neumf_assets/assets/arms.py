@@ -156,7 +156,7 @@ def _gene_modules(step: Step, arm: Arm) -> "pd.DataFrame | None":
 
 
 def gene_embedding(step: Step, arm: str) -> "tuple[list[str], np.ndarray]":
-    """Names of the genes that an arm uses, and what the datasets share of their embedding: genes × dimensions."""
+    """Names of the genes that an arm uses, and their shared embedding: genes × dimensions."""
     from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.neumf.model import NeuMFModel
 
