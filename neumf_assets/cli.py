@@ -46,7 +46,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     ui.add_argument("--port", type=int, default=3000, help="port on 127.0.0.1 (default 3000)")
     ui.set_defaults(action=_ui)
+    export = commands.add_parser(
+        "export",
+        help="write a study's matrices as CSV or Matrix Market",
+        description="csv: the dense matrix that NeuMF predicts, gene × cell with names; mtx: the filtered "
+        "counts as a 10x folder.",
+    )
+    export.add_argument("target", help="folder to write to")
+    export.add_argument("--study", required=True, help="name of the study")
+    export.add_argument("--format", choices=("csv", "mtx"), default="csv", help="default: csv")
+    export.add_argument("--dataset", action="append", help="only this dataset (may be repeated)")
+    export.set_defaults(action=_export)
     return parser
+
+
+def _export(options: argparse.Namespace) -> int:
+    from neumf_assets.export import export_study
+
+    for path in export_study(options.study, options.target, options.format, options.dataset):
+        print(path)
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

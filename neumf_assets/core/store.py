@@ -154,6 +154,19 @@ class Store:
             )
         return artifact
 
+    def names(self, key: tuple[str, ...]) -> list[str]:
+        """Names directly below a key that hold something, sorted."""
+        if self.local_root is not None:
+            folder = self._local(key)
+            names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+        else:
+            try:
+                listed = self._fs.ls(self._folder(key), detail=True, refresh=True)
+            except FileNotFoundError:
+                listed = []
+            names = [i["name"].rstrip("/").rsplit("/", 1)[-1] for i in listed if i["type"] == "directory"]
+        return sorted(names)
+
     def delete(self, key: tuple[str, ...]) -> None:
         """Remove all versions under a key."""
         if self.local_root is not None:

@@ -79,6 +79,13 @@ def test_nothing_published_is_told_with_the_place(store: Store) -> None:
         store.get(KEY)
 
 
+def test_names_below_a_key_are_listed(store: Store) -> None:
+    assert store.names(("study", "counts")) == []
+    for name in ("stim", "ctrl"):
+        store.publish(("study", "counts", name), _writer("x"), Draft("f"))
+    assert store.names(("study", "counts")) == ["ctrl", "stim"]
+
+
 def test_deleted_is_gone(store: Store) -> None:
     store.publish(KEY, _writer("x"), Draft("f"))
     store.delete(KEY)
