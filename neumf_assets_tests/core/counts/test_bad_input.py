@@ -45,7 +45,7 @@ def refused(path: Path, *said: str, settings: ReadSettings | None = None) -> str
     return message
 
 
-# --- damaged files ------------------------------------------------------------------------------------------------
+# --- damaged files ---
 
 
 def test_empty_file(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_hdf5_of_another_kind(tmp_path: Path) -> None:
     refused(path, "no known kind", "'images'")
 
 
-# --- bad entries ----------------------------------------------------------------------------------------------------
+# --- bad entries ---
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_entries_of_a_store_name_row_and_column(name: str, value: float, said: s
     ("body", "said"),
     [
         ("5 4 1\n2 3 -7\n", "row 2 (gene 'RP11.206L10.2'), column 3 (cell 'AAACCGTGGTACGT-1')"),
-        ("5 4 1\n2 3 x\n", "Line 3"),
+        ("5 4 1\n2 3 x\n", "matrix.mtx, line 3: 'x' is no number"),
     ],
 )
 def test_entries_of_a_matrix_market_file(body: str, said: str, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_too_large_for_a_count(tmp_path: Path) -> None:
     refused(table(tmp_path, ",c1\ng1,3000000000\n"), "3e+09 is larger than 2147483647")
 
 
-# --- shapes and names -----------------------------------------------------------------------------------------------
+# --- shapes and names ---
 
 
 @pytest.mark.parametrize("row", ["g2,1", "g2,1,2,3", "", "g2"])
@@ -285,7 +285,7 @@ def test_nothing_left_after_quality_control(tmp_path: Path) -> None:
         filter_counts(adata, QCSettings(min_genes=200))
 
 
-# --- what is promised and what is there -------------------------------------------------------------------------------
+# --- what is promised and what is there ---
 
 
 def test_headers_that_promise_more_than_the_file_holds(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     refused(tmp_path / "ctrl.csv", "does not exist")
 
 
-# --- normalised data ------------------------------------------------------------------------------------------------
+# --- normalised data ---
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,7 @@ def test_row_groups_can_be_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     assert all(group.num_rows < 100 + 40 for group in groups)
     ranges = [(group.column(2).statistics.min, group.column(2).statistics.max) for group in groups]
-    assert all(last < first for (_, last), (first, _) in zip(ranges, ranges[1:], strict=False)), (
-        "whole cells each"
-    )
+    assert all(last < first for (_, last), (first, _) in pairwise(ranges)), "whole cells each"
     assert groups[0].column(0).compression == "ZSTD"
     assert "RLE_DICTIONARY" in groups[0].column(0).encodings
     np.testing.assert_array_equal(long_to_csr(tmp_path)[0].toarray(), counts)

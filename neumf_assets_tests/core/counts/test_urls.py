@@ -59,7 +59,7 @@ def test_wrong_digest_and_missing_file(server: str, tmp_path: Path) -> None:
         read_counts(f"{server}/ctrl.csv", ReadSettings(sha256={"ctrl": "0" * 64}))
     with pytest.raises(BadInput, match=r"nowhere\.csv: cannot be fetched"):
         read_counts(f"{server}/nowhere.csv")
-    with pytest.raises(BadInput, match="labels.csv: cannot be fetched"):
+    with pytest.raises(BadInput, match=r"labels\.csv: cannot be fetched"):
         read_counts(f"{server}/ctrl.csv", labels=f"{server}/ctrl.labels.csv")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from neumf_assets.core.counts.readers.matrix import (
     read_vector,
     sparse_from_arrays,
 )
+from neumf_assets.core.counts.readers.probe import trouble
 from neumf_assets.core.errors import BadInput
 
 AGAIN = "Copy or export it again"
@@ -43,6 +45,8 @@ def opened(path: Path, given: str) -> Iterator[h5py.File]:
         raise BadInput(given, "", "the file is empty", AGAIN)
     if magic != _MAGIC:
         raise BadInput(given, "", "is not an HDF5 file", "Check the ending; copy or export it again")
+    if found := trouble(path):
+        raise _damaged(given, found)
     try:
         with h5py.File(path, "r") as file:
             check_sizes(file, path.stat().st_size, given)
@@ -51,9 +55,13 @@ def opened(path: Path, given: str) -> Iterator[h5py.File]:
         raise
     except Exception as error:  # h5py and anndata raise nearly every kind on damaged files
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        truncated = "truncated" in reason
-        problem = "the file is cut short" if truncated else f"the file is damaged or incomplete ({reason})"
-        raise BadInput(given, "", problem, AGAIN) from error
+        raise _damaged(given, reason) from error
+
+
+def _damaged(given: str, reason: str) -> BadInput:
+    if "truncated" in reason:
+        return BadInput(given, "", "the file is cut short", AGAIN)
+    return BadInput(given, "", f"the file is damaged or incomplete ({reason})", AGAIN)
 
 
 def check_sizes(group: h5py.Group, stored: int, given: str) -> None:
@@ -70,13 +78,10 @@ def check_sizes(group: h5py.Group, stored: int, given: str) -> None:
             return
         if item.external or item.is_virtual:
             raise BadInput(given, name, "keeps its values in another file", "Export it into one file")
-        if item.dtype.kind != "V" and item.size and item.nbytes > max(_ALWAYS_FINE, _DENSEST * stored):
-            raise BadInput(
-                given,
-                name,
-                f"claims {item.nbytes / 2**30:.1f} GiB in a file of {stored / 2**20:.1f} MiB",
-                AGAIN,
-            )
+        claimed = max(math.prod(item.chunks or (0,)) * item.dtype.itemsize, item.nbytes or 0)
+        if claimed > max(_ALWAYS_FINE, _DENSEST * stored):
+            sizes = f"{claimed / 2**30:.1f} GiB in a file of {stored / 2**20:.1f} MiB"
+            raise BadInput(given, name, f"claims {sizes}", AGAIN)
 
     group.visititems(check)
 
