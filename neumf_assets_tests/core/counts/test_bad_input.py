@@ -31,7 +31,7 @@ def table(folder: Path, text: str | bytes, name: str = "ctrl.csv") -> Path:
 
 
 def refused(path: Path, *said: str, settings: ReadSettings | None = None) -> str:
-    """Reading fails with one line that names the file, says all of ``said``, and leaves the folder as it was."""
+    """Reading fails with one line that names the file and says ``said``; the folder stays as it was."""
     before = sorted(path.parent.rglob("*"))
     with pytest.raises(BadInput) as caught:
         read_counts(path, settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -87,6 +89,16 @@ def test_names_and_counts_survive_store_and_long_format(control: ad.AnnData, tmp
     assert (matrix != control.X).nnz == 0
     assert cells == control.obs_names.tolist()
     assert genes == control.var_names.tolist()
+
+
+def test_reading_takes_little_memory() -> None:
+    code = (
+        "import resource, sys; from neumf_assets.core.counts.readers import read_counts;"
+        "read_counts(sys.argv[1]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, str(DATA / "kang_seed" / "ctrl.csv.gz")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(printed) / 2**20 < 1.5, "GiB; polars.read_csv alone takes about 1"
 
 
 def test_inboxes_are_listed() -> None:
