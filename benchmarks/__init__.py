@@ -1,4 +1,4 @@
-"""Benchmarks of what this project exists for; ``python -m benchmarks`` (or ``make bench``) runs them all.
+"""Benchmarks of what this project exists for; ``python -m benchmarks`` (``make bench``) runs them all.
 
 Convention for a benchmark module ``benchmarks/<name>.py``:
 
@@ -8,16 +8,16 @@ Convention for a benchmark module ``benchmarks/<name>.py``:
       {
           "title":   "one line",
           "rows":    [{"method": "...", "pairs_per_second": 1.0, ...}, ...],   # becomes the readable table
-          "ratios":  {"block trainer / notebook loop": 400.0, ...},            # optional, same run, side by side
+          "ratios":  {"block trainer / notebook loop": 400.0, ...},  # optional, from one run
           "skipped": {"scvi": "scvi-tools is not installed"},                  # optional, with the reason
           "notes":   ["..."],                                                  # optional
       }
 
   Keys of a row may differ from row to row; values are numbers, strings, booleans or None.
   ``quick=True`` shrinks sizes so that the module ends in about 30 seconds, and still measures everything.
-- As a script (``python -m benchmarks.<name> [--quick]``) it prints exactly that one JSON document, completed by
-  ``harness`` with ``benchmark``, ``quick``, ``seconds``, ``peak_rss_mib`` and ``machine``, to standard output;
-  everything else goes to standard error. End the module with::
+- As a script (``python -m benchmarks.<name> [--quick]``) it prints exactly that one JSON document, completed
+  by ``harness`` with ``benchmark``, ``quick``, ``seconds``, ``peak_rss_mib`` and ``machine``, to standard
+  output; everything else goes to standard error. End the module with::
 
       if __name__ == "__main__":
           harness.script(main)
@@ -26,6 +26,6 @@ Convention for a benchmark module ``benchmarks/<name>.py``:
   (no CUDA device, missing data); the runner then reports it as skipped.
 
 The runner starts each module as its own process, so that peak memory is the benchmark's own, and writes
-``benchmarks/results/<name>.json`` (``<name>.quick.json`` with ``--quick``) and ``benchmarks/results/summary.md``.
+``benchmarks/results/<name>.json`` (``<name>.quick.json`` with ``--quick``) and ``summary.md`` beside them.
 A module is a benchmark when its file defines ``main``; nothing has to be registered.
 """

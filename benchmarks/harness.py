@@ -1,0 +1,194 @@
+"""What every benchmark shares: the machine's description, timing, peak memory, data, output."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from neumf_assets.core.counts.readers import read_counts
+from neumf_assets.core.counts.simulate import simulate_study
+from neumf_assets.core.counts.simulate_settings import SimulatedDatasetSettings, SimulatorSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = ROOT.parent / "shared" / "data"
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn")
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine: processor, cores, memory, load, versions, GPU."""
+    found: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_rss_mib() -> float:
+    """Return the most memory that this process has held, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def seconds_per_call(function: Callable[[], object], at_least: float, repeats: int = 3) -> float:
+    """Return the median over ``repeats`` rounds of a call's wall time, after one call to warm up.
+
+    Parameters
+    ----------
+    function
+        What is measured.
+    at_least
+        Seconds that all rounds take together.
+    repeats
+        Rounds.
+    """
+    function()
+    rounds = []
+    for _ in range(repeats):
+        calls, begin = 0, time.perf_counter()
+        while calls == 0 or time.perf_counter() - begin < at_least / repeats:
+            function()
+            calls += 1
+        rounds.append((time.perf_counter() - begin) / calls)
+    return statistics.median(rounds)
+
+
+def matrix_rate(dtype: torch.dtype, device: str = "cpu", at_least: float = 1.5) -> float:
+    """Return the matrix product rate that torch reaches on this machine now, in FLOP/s.
+
+    The best over three shapes, of which one has the short inner dimension of an MLP's layers (64).
+    """
+    best = 0.0
+    for rows, inner, columns in ((1024, 1024, 1024), (2048, 2048, 2048), (65_536, 64, 64)):
+        left = torch.randn(rows, inner, device=device).to(dtype)
+        right = torch.randn(inner, columns, device=device).to(dtype)
+
+        def product(left: torch.Tensor = left, right: torch.Tensor = right) -> None:
+            left @ right
+            if device != "cpu":
+                torch.cuda.synchronize()
+
+        best = max(best, 2.0 * rows * inner * columns / seconds_per_call(product, at_least / 3))
+    return best
+
+
+@cache
+def control_counts() -> tuple[csr_matrix, str]:
+    """Return the counts that the benchmarks train on, and what they are.
+
+    The control cells of Kang et al. 2018 (3,000 cells x 14,879 genes) where they lie beside the checkout,
+    else simulated counts of the same number of cells.
+    """
+    path = REAL_DATA / "kang_seed" / "ctrl.csv.gz"
+    if path.exists():
+        return csr_matrix(read_counts(str(path)).X), "Kang et al. 2018, control, 3,000 cells"
+    return simulated_counts(3000, 3000), "simulated, 3,000 cells x 3,000 genes"
+
+
+def simulated_counts(cells: int, genes: int, seed: int = 0) -> csr_matrix:
+    """Return simulated counts of one dataset, cells x genes."""
+    dataset = SimulatedDatasetSettings(name="ctrl", cells=cells, library_mean=0.08 * genes)
+    (study,) = simulate_study(SimulatorSettings(datasets=(dataset,), genes=genes, seed=seed)).values()
+    return csr_matrix(study.counts.X)
+
+
+def interpreter_with(module: str, variable: str) -> str | None:
+    """Return a Python that has ``module``: the one an environment variable names, this one, or ``None``.
+
+    Peers whose requirements exclude ours (TensorFlow 2.15 needs NumPy 1) live in an environment of their own.
+    """
+    for python in (os.environ.get(variable), sys.executable):
+        if (
+            python
+            and subprocess.run([python, "-c", _FIND.format(module)], capture_output=True).returncode == 0
+        ):
+            return python
+    return None
+
+
+_FIND = "import importlib.util, sys; sys.exit(importlib.util.find_spec({!r}) is None)"
+
+
+def run_peer(python: str, script: str, arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Run a peer's script of this folder in its own interpreter and return the JSON it prints last."""
+    path = Path(__file__).with_name(script)
+    done = subprocess.run(
+        [python, str(path), json.dumps(dict(arguments))], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{script} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """Round to significant digits: a benchmark's figures are not known better."""
+    return float(f"{value:.{digits}g}")
+
+
+def say(*words: object) -> None:
+    """Print to standard error: standard output belongs to the JSON document."""
+    print(*words, file=sys.stderr, flush=True)
+
+
+def script(main: Callable[[bool], dict[str, Any]]) -> None:
+    """Run ``main`` as a script: parse ``--quick``, measure, print one JSON document."""
+    module = sys.modules[main.__module__]
+    parser = argparse.ArgumentParser(description=(module.__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes: about 30 seconds")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(cores())
+    np.random.seed(0)  # noqa: NPY002 - peers draw from NumPy's global generator
+    load = os.getloadavg()[0]
+    begin = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):
+        found = main(quick)
+    name = Path(module.__file__ or "").stem
+    document = {"benchmark": name, "quick": quick, **found}
+    document |= {
+        "seconds": round(time.perf_counter() - begin, 1),
+        "peak_rss_mib": peak_rss_mib(),
+        "machine": machine() | {"load_before": round(load, 1)},
+    }
+    if load > 0.5:
+        told = f"load was {load:.1f} before it began: something else ran, and absolute times are too long"
+        document["notes"] = [*document.get("notes", []), told]
+    print(json.dumps(document))
