@@ -243,6 +243,26 @@ def test_targets_from_csr_and_held_out_lists_equal_the_dense_form(precision: str
         assert torch.equal(blank[name], value), name
 
 
+def test_targets_of_some_genes_of_a_matrix(precision: str) -> None:
+    case = Case(6, 40, DEFAULT_TOWER)
+    generator = torch.Generator().manual_seed(1)
+    genes = torch.randperm(70, generator=generator)[:40]  # the block's genes, in an order of their own
+    whole = torch.poisson(torch.rand(6, 70, generator=generator), generator=generator)
+    case.y = whole[:, genes]
+    held = torch.randint(0, 71, (6, 9), generator=generator)
+    mask = torch.ones(6, 71, dtype=torch.bool).scatter_(1, held, False)[:, genes]
+    matrix = csr_matrix(whole.numpy())
+    indptr = torch.as_tensor(matrix.indptr.astype(np.int64))
+    column = torch.full((70,), -1, dtype=torch.int32)
+    column[genes] = torch.arange(40, dtype=torch.int32)
+    sparse = SparseTargets(
+        indptr[:-1], indptr.diff(), torch.as_tensor(matrix.indices), torch.as_tensor(matrix.data), column
+    )
+    masked = kernel(case, precision, mask=mask)
+    listed = kernel(case, precision, y=sparse, held_out=held)
+    assert all(torch.equal(listed[name], value) for name, value in masked.items())
+
+
 def test_predictor_above_its_bound_has_no_gradient(precision: str) -> None:
     case = Case(2, 20, DEFAULT_TOWER)
     case.parameters["f0"][0] = 100.0
@@ -327,7 +347,7 @@ print(library.build(library.find_compiler(), Path(sys.argv[1])))
 
 
 def test_concurrent_builds_leave_one_usable_library(tmp_path: Path) -> None:
-    if library.find_compiler() is None:
+    if not library.find_compiler():
         pytest.skip("no C++ compiler")
     started = [
         subprocess.Popen([sys.executable, "-c", BUILD, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -32,11 +32,13 @@ struct Block {
   const float* y;            // [cells, genes], NaN leaves an entry out; null when targets come sparse
   const int64_t* y_start;    // [cells], where a cell's entries begin in y_index and y_value
   const int64_t* y_length;   // [cells]
-  const int32_t* y_index;    // gene positions in 0..genes-1
+  const int32_t* y_index;    // gene positions, in the block or where `column` leads to it
   const float* y_value;
   const uint8_t* mask;       // [cells, genes] or null; 0 leaves an entry out
-  const int64_t* held_out;   // [cells, held_out_width] or null: gene positions left out; >= genes: none
+  const int64_t* held_out;   // [cells, held_out_width] or null: gene positions left out; beyond the last: none
   int64_t held_out_width;
+  const int32_t* column;     // [columns] or null: place in the block of a gene position; outside 0..genes-1: none
+  int64_t columns;
 
   double loss;
   float* f;  // [cells, genes]: the predictor when predicting, its gradient when training (then null or f0 allowed)

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,8 @@ class Block(ctypes.Structure):
         ("mask", ctypes.c_void_p),
         ("held_out", ctypes.c_void_p),
         ("held_out_width", ctypes.c_int64),
+        ("column", ctypes.c_void_p),
+        ("columns", ctypes.c_int64),
         ("loss", ctypes.c_double),
         ("f", ctypes.c_void_p),
         ("da", ctypes.c_void_p),
@@ -68,11 +71,14 @@ class Block(ctypes.Structure):
     )
 
 
-def find_compiler() -> str | None:
-    """Return the path of the C++ compiler: ``$CXX``, else ``c++``, ``g++`` or ``clang++``, if any."""
+def find_compiler() -> tuple[str, ...]:
+    """Return the C++ compiler's command: ``$CXX``, else ``c++``, ``g++`` or ``clang++``; or nothing."""
     chosen = os.environ.get("CXX")
-    names = (chosen,) if chosen else ("c++", "g++", "clang++")
-    return next((path for name in names if (path := shutil.which(name))), None)
+    commands = [shlex.split(chosen)] if chosen else [["c++"], ["g++"], ["clang++"]]
+    for command in commands:
+        if command and (path := shutil.which(command[0])):
+            return (path, *command[1:])
+    return ()
 
 
 def cache_folder() -> Path:
@@ -100,14 +106,14 @@ def cpu_features() -> str:
     return "\n".join(value for key, value in found.items() if key.strip() in wanted)
 
 
-def build(compiler: str, folder: Path) -> Path:
+def build(compiler: tuple[str, ...], folder: Path) -> Path:
     """Return the kernel built by ``compiler`` for this CPU, from ``folder`` if it is there already.
 
     Builds go to a name of their own and are renamed, so that any number may run at once.
     """
     source = Path(__file__).parent
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
-    key = hashlib.sha256(repr((version, cpu_features(), FLAGS, NATIVE_FLAGS)).encode())
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
+    key = hashlib.sha256(repr((compiler, version, cpu_features(), FLAGS, NATIVE_FLAGS)).encode())
     for name in SOURCES:
         key.update((source / name).read_bytes())
     library = folder / f"kernel-{key.hexdigest()[:32]}.so"
@@ -117,13 +123,13 @@ def build(compiler: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         target = Path(work) / library.name
         for native in NATIVE_FLAGS:
-            command = [compiler, *FLAGS, *native, str(source / "kernel.cpp"), "-o", str(target)]
+            command = [*compiler, *FLAGS, *native, str(source / "kernel.cpp"), "-o", str(target)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
             if done.returncode == 0:
                 target.replace(library)
                 return library
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    raise KernelUnavailable(f"{compiler} could not build the kernel: {last}")
+    raise KernelUnavailable(f"{compiler[0]} could not build the kernel: {last}")
 
 
 @functools.cache
@@ -136,11 +142,13 @@ def load() -> ctypes.CDLL:
         No compiler, a failed build, or a library that does not fit this module.
     """
     compiler = find_compiler()
-    if compiler is None:
+    if not compiler:
         raise KernelUnavailable("no C++ compiler found (CXX, c++, g++ or clang++)")
     try:
         library = ctypes.CDLL(str(build(compiler, cache_folder())))
-    except (OSError, subprocess.SubprocessError) as error:
+    except KernelUnavailable:
+        raise
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
         raise KernelUnavailable(f"the kernel could not be built or loaded: {error}") from error
     library.fused_block.argtypes = [ctypes.POINTER(Block)]
     library.fused_block.restype = ctypes.c_int32

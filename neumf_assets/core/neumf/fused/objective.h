@@ -27,6 +27,12 @@ struct Strip {
   }
 
  private:
+  // Place of a gene position in this strip, or outside 0 .. last - first - 1.
+  int64_t place(int64_t gene) const {
+    if (block.column == nullptr) return gene - first;
+    return gene >= 0 && gene < block.columns ? block.column[gene] - first : -1;
+  }
+
   void densify() {
     const int64_t genes = last - first;
     targets.reset(block.cells * genes);
@@ -37,12 +43,12 @@ struct Strip {
       } else {
         const int64_t begin = block.y_start[cell];
         for (int64_t i = begin; i < begin + block.y_length[cell]; ++i) {
-          const int64_t g = block.y_index[i] - first;
+          const int64_t g = place(block.y_index[i]);
           if (g >= 0 && g < genes) row[g] = block.y_value[i];
         }
       }
       for (int64_t i = 0; i < block.held_out_width; ++i) {
-        const int64_t g = block.held_out[cell * block.held_out_width + i] - first;
+        const int64_t g = place(block.held_out[cell * block.held_out_width + i]);
         if (g >= 0 && g < genes) row[g] = NAN;
       }
     }

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class SparseTargets(NamedTuple):
-    """Counts of the cells of a block, straight from a CSR matrix whose columns are the block's genes.
+    """Counts of the cells of a block, straight from a CSR matrix.
 
     Parameters
     ----------
@@ -38,12 +38,16 @@ class SparseTargets(NamedTuple):
         Where each cell's entries begin in ``gene`` and how many they are, ``[B]`` int64.
     gene, value
         Column positions (int32) and counts (float32) of the whole matrix.
+    column
+        Where each column of the matrix lies in the block, int32; -1: outside. ``None``: the block's genes are
+        the matrix's columns. It holds for ``held_out`` too.
     """
 
     start: Tensor
     length: Tensor
     gene: Tensor
     value: Tensor
+    column: Tensor | None = None
 
 
 def available(precision: Precision = "float32") -> tuple[bool, str]:
@@ -108,7 +112,7 @@ def fused_block_loss(
     log_dispersion
         ``nb``: log theta of each gene, ``[G]``.
     held_out
-        Gene positions that each cell leaves out, ``[B, S]`` int64; positions of ``G`` or more mean none.
+        Gene positions that each cell leaves out, ``[B, S]`` int64; positions beyond the last mean none.
     precision
         Arithmetic of the matrix products: ``float32``, or ``bfloat16`` with float32 accumulation.
     scale
@@ -224,6 +228,9 @@ class _Call:
             self.put(torch.int64, y_start=sparse.start, y_length=sparse.length)
             self.put(torch.int32, y_index=sparse.gene)
             self.put(y_value=sparse.value)
+            if sparse.column is not None:
+                self.put(torch.int32, column=sparse.column)
+                self.block.columns = sparse.column.numel()
         elif dense is not None:
             _expect(dense, self.shape, "y")
             self.put(y=dense)
