@@ -16,8 +16,9 @@ from neumf_assets.settings import StudySettings, explain
 
 
 def config_schema(study: StudySettings, sections: Sequence[str]) -> dict[str, dg.Field]:
-    """A config field for each section of settings, with the study's values as defaults."""
-    return {name: _section(getattr(study, name), name) for name in sections if _is_form(study, name)}
+    """A config field for each whole section of settings, with the study's values as defaults."""
+    whole = [name for name in sections if "." not in name and _is_form(study, name)]
+    return {name: _section(getattr(study, name), name) for name in whole}
 
 
 def with_overrides(study: StudySettings, config: Mapping[str, Any] | None) -> StudySettings:

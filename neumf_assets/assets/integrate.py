@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from neumf_assets.core.report.content import Curves, FactorGenes
 
 _GENES_SHOWN = 10
-_EMBEDDING_SETTINGS = ("clusters", "umap", "metrics", "batch_column")
+_EMBEDDING_SETTINGS = (
+    "batch_column",
+    "clusters.metric",
+    "clusters.n_neighbors",
+    "clusters.exact_up_to",
+    "clusters.seeds",
+    "umap.n_neighbors",
+    "metrics.mixing_neighbors",
+    "metrics.lisi_perplexity",
+)
 
 
 @stage(
@@ -58,7 +67,7 @@ def shared_genes(step: Step) -> Product:
     table.loc[chosen, "selected"] = True
     return Product(
         lambda folder: table.to_parquet(folder / "genes.parquet", index=False),
-        {"shared": len(genes), "selected": len(chosen)},
+        {"shared": len(genes), "selected": len(chosen), "rows": len(genes)},
     )
 
 
@@ -141,7 +150,7 @@ def _factorise(step: Step, parts: Sequence[Any], datasets: list[str], genes: lis
             "factors": result.k,
         },
         pictures={
-            "objective": loss_curve_svg(curve),
+            "objective curve": loss_curve_svg(curve),
             "objective by iteration": markdown_image(objective_curve(curve), "objective by iteration"),
         },
     )

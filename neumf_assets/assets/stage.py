@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,14 @@ class Product:
     sources: dict[str, str] = field(default_factory=dict)
     checks: list[CheckOutcome] = field(default_factory=list)
 
+    def discard(self) -> None:
+        """Let go of the data that ``save`` wrote, once it is written."""
+        self.save = _discarded
+
+
+def _discarded(folder: Path) -> object:
+    raise RuntimeError("the product was discarded after it had been stored")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -95,7 +104,8 @@ class Step:
 class Stage:
     """The declaration of one asset of a study.
 
-    ``settings`` names the sections of the study's settings that the result depends on; ``version`` is raised
+    ``settings`` names the sections of the study's settings that the result depends on, or single ones of
+    them (``umap.n_neighbors``); ``version`` is raised
     whenever the code would give another result for the same settings and inputs. ``columns`` (name, type,
     description) document a table; ``checks`` (name, description) are reported on every materialisation.
     """
@@ -120,8 +130,10 @@ class Stage:
 
     def settings_of(self, study: StudySettings) -> dict[str, Any]:
         """The settings that the result depends on, as JSON-like values."""
-        dumped = study.model_dump(mode="json", include=set(self.settings))
-        return {name: dumped[name] for name in self.settings}
+        dumped = study.model_dump(mode="json", include={name.split(".")[0] for name in self.settings})
+        return {
+            name: reduce(lambda value, key: value[key], name.split("."), dumped) for name in self.settings
+        }
 
     def code_version(self, study: StudySettings) -> str:
         """Changes with the code and with the settings, so that Dagster shows either as out of date."""

@@ -12,7 +12,8 @@ class Progress(Protocol):
     like to see move (losses, rates).
     """
 
-    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None: ...
+    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
+        """Tell that ``done`` of ``total`` units are finished."""
 
 
 def silent(stage: str, done: int, total: int, **figures: float) -> None:
