@@ -11,6 +11,7 @@ from neumf_assets.assets.stage import Product
 from neumf_assets.core.measure import measured
 from neumf_assets.core.store import Artifact, Draft, MissingArtifact, Store, copy_atomically
 from neumf_assets.home import Home
+from neumf_assets.metadata import cost_metadata, path_metadata
 from neumf_assets.resources import StoreResource
 
 
@@ -50,14 +51,9 @@ class ArtifactIOManager(dg.ConfigurableIOManager):
             figures=figures,
         )
         artifact = self.store.open().publish(storage_key(context.asset_key.path, partition), write, draft)
-        _publish_results(artifact, obj.product.publish)
+        published = _publish_results(artifact, obj.product.publish)
         context.add_output_metadata(
-            {
-                "seconds": figures["seconds"],
-                "peak_memory_mib": figures["peak_memory_mib"],
-                "size_bytes": artifact.manifest.bytes,
-                "location": dg.MetadataValue.path(artifact.location),
-            }
+            cost_metadata(figures, artifact.manifest.bytes, artifact.location) | path_metadata(published)
         )
 
     def load_input(self, context: dg.InputContext) -> Artifact | dict[str, Artifact]:
@@ -82,10 +78,11 @@ def load_all(store: Store, path: Iterable[str], partitions: Iterable[str]) -> di
     return {name: artifact for name, artifact in found.items() if artifact is not None}
 
 
-def _publish_results(artifact: Artifact, names: Mapping[str, str]) -> None:
+def _publish_results(artifact: Artifact, names: Mapping[str, str]) -> list[Path]:
     results = Home.from_environment().results(artifact.key[0])
     for target, source in names.items():
         copy_atomically(artifact.path / source, results / target)
+    return [results / target for target in names]
 
 
 def _get(store: Store, key: tuple[str, ...]) -> Artifact:

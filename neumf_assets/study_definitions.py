@@ -1,7 +1,7 @@
 """From a study's settings to Dagster definitions: every stage becomes an asset of the study's group."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -17,6 +17,7 @@ from neumf_assets.home import Home
 from neumf_assets.io_managers import ArtifactIOManager, Delivery, storage_key
 from neumf_assets.jobs import study_jobs
 from neumf_assets.launchpad import config_schema, with_overrides
+from neumf_assets.metadata import definition_metadata, description_of, materialisation_metadata
 from neumf_assets.partitions import dataset_partitions
 from neumf_assets.progress_log import log_progress
 from neumf_assets.resources import DeviceResource, StoreResource
@@ -63,7 +64,7 @@ def asset_of(study: StudySettings, declared: Stage) -> dg.AssetsDefinition:
     @dg.asset(
         key=[study.name, *declared.name],
         group_name=study.name,
-        description=declared.description,
+        description=description_of(declared),
         ins={
             _input_name(name): dg.AssetIn(key=[study.name, *name.split("/")], dagster_type=dg.Any)
             for name in declared.inputs
@@ -76,7 +77,7 @@ def asset_of(study: StudySettings, declared: Stage) -> dg.AssetsDefinition:
         kinds=set(declared.kinds),
         owners=list(study.owners),
         tags={"stage": declared.group},
-        metadata=_definition_metadata(declared),
+        metadata=definition_metadata(declared),
         pool=GPU_POOL if declared.uses_device else None,
         automation_condition=condition_of(declared, study),
         check_specs=check_specs(declared, study),
@@ -101,7 +102,7 @@ def _compute(
     draft = _draft(step.study, declared, named, product, cost)
     yield dg.Output(
         Delivery(product, draft),
-        metadata=_metadata(product, step),
+        metadata=materialisation_metadata(declared, product, step),
         data_version=dg.DataVersion(draft.fingerprint),
     )
     yield from check_results(declared, study, product.checks)
@@ -143,38 +144,6 @@ def input_fingerprint(value: Artifact | Mapping[str, Artifact]) -> Any:
     if isinstance(value, Artifact):
         return value.fingerprint
     return {name: artifact.fingerprint for name, artifact in sorted(value.items())}
-
-
-def _metadata(product: Product, step: Step) -> dict[str, Any]:
-    shown: dict[str, Any] = {name: _metadata_value(value) for name, value in product.figures.items()}
-    shown.update({title: dg.MetadataValue.md(text) for title, text in product.pictures.items()})
-    shown.update({title: _table(rows) for title, rows in product.tables.items() if rows})
-    shown["device"] = step.device
-    return {name: value for name, value in shown.items() if value is not None}
-
-
-def _metadata_value(value: Any) -> Any:
-    if isinstance(value, (bool, int, float, str)) or value is None:
-        return value
-    return dg.MetadataValue.json(value)
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    plain = [
-        {
-            key: value if isinstance(value, (int, float, str, bool)) else str(value)
-            for key, value in row.items()
-        }
-        for row in rows
-    ]
-    return dg.MetadataValue.table(records=[dg.TableRecord(row) for row in plain])
-
-
-def _definition_metadata(declared: Stage) -> dict[str, Any]:
-    if not declared.columns:
-        return {}
-    columns = [dg.TableColumn(name, kind, description=text) for name, kind, text in declared.columns]
-    return {"dagster/column_schema": dg.TableSchema(columns=columns)}
 
 
 def _input_name(name: str) -> str:

@@ -4,8 +4,9 @@ An arm brings its own stages up to ``cell_embedding``; what follows is the same 
 arms differ in nothing but the embedding.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.inputs import read_table, scaled_counts
 from neumf_assets.assets.stage import Product, Stage, Step, stage
@@ -57,7 +58,7 @@ def _clusters(arm: Arm) -> Stage:
         graph = cell_graph(cells.neighbours, step.study.clusters)
         found = cluster_cells(cells.embedding, graph, step.study.clusters, progress=step.progress)
         methods = [str(name) for name in found if not str(name).startswith("leiden_r")]
-        figures = {f"{name}_clusters": int(found[name].nunique()) for name in methods}
+        figures = {f"{name}_clusters": int(found[name].nunique()) for name in methods} | {"rows": len(found)}
         modules = _gene_modules(step, arm)
 
         def save(folder: Path) -> None:
@@ -99,8 +100,8 @@ def _umap(arm: Arm) -> Stage:
         picture = umap_panels(map_of(step, cells, coordinates, clusters), title=arm)
         return Product(
             lambda folder: _save_map(folder, cells, coordinates, picture),
-            {"cells": len(coordinates)},
-            pictures={"umap": markdown_image(picture, "UMAP")},
+            {"rows": len(coordinates)},
+            pictures={"map of the cells": markdown_image(picture, "UMAP")},
             publish={f"umap_{arm}.png": "umap.png"},
         )
 
@@ -139,10 +140,23 @@ def _metrics(arm: Arm) -> Stage:
             lambda folder: (folder / "metrics.json").write_text(scores.model_dump_json(indent=1)),
             scores.summary(),
             pictures=_heatmap(step, arm, cells, column),
-            tables={"by resolution and seed": [run.model_dump(mode="json") for run in scores.runs]},
+            tables={
+                "scores explained": _explained(scores.summary()),
+                "scores by resolution and seed": [run.model_dump(mode="json") for run in scores.runs],
+            },
         )
 
     return metrics
+
+
+def _explained(scores: Mapping[str, float | int | None]) -> list[dict[str, Any]]:
+    from neumf_assets.core.report.wording import METRICS
+
+    return [
+        {"score": metric.title, "value": scores[key], "better": metric.better, "meaning": metric.meaning}
+        for key, metric in METRICS.items()
+        if scores.get(key) is not None
+    ]
 
 
 def _gene_modules(step: Step, arm: Arm) -> "pd.DataFrame | None":

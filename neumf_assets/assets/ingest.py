@@ -30,7 +30,7 @@ def raw_counts(step: Step) -> Product:
         )
     digest = dataset_digest(source)
     counts = read_counts(source.path, step.study.read, name=source.name, labels=source.labels)
-    figures = {**dict(counts.uns["provenance"]), **_shape(counts), "identity": source.identity}
+    figures = {**_shape(counts), **dict(counts.uns["provenance"]), "identity": source.identity}
     return Product(lambda folder: save_counts(counts, folder), figures, sources={"source": digest})
 
 
@@ -66,6 +66,7 @@ def counts(step: Step) -> Product:
         lambda folder: _save_filtered(folder, kept, report),
         figures,
         pictures={"quality control": markdown_image(qc_histograms(cells), "quality control")},
+        tables={"dropped": _dropped(report)},
     )
 
 
@@ -93,6 +94,15 @@ def long_counts(step: Step) -> Product:
 
     matrix = load_counts(step.one("counts").path)
     return Product(lambda folder: write_long(matrix, folder), {"rows": int(matrix.X.nnz)})
+
+
+def _dropped(report: "QCReport") -> list[dict[str, Any]]:
+    reasons = {"cells": report.cells_dropped, "genes": report.genes_dropped}
+    return [
+        {"what": what, "reason": reason.replace("_", " "), "number": number}
+        for what, numbers in reasons.items()
+        for reason, number in numbers.items()
+    ]
 
 
 def _shape(matrix: Any) -> dict[str, int | float]:

@@ -77,7 +77,7 @@ def neumf_evaluation(step: Step) -> Product:
         lambda folder: (folder / "evaluation.json").write_text(content),
         {**figures, "heldout_deviance": result.heldout_deviance, "best_baseline": result.best_baseline},
         pictures=_calibration_picture(result),
-        tables={"held-out": _score_rows(result)},
+        tables={"scores on held-out counts": _score_rows(result)},
         checks=[_beats_baselines(result)],
     )
 
@@ -95,9 +95,11 @@ def _beats_baselines(result: "Evaluation") -> CheckOutcome:
 
 
 def _score_rows(result: "Evaluation") -> list[dict[str, Any]]:
+    from neumf_assets.core.report.wording import method_title
+
     return [
         {
-            "method": name,
+            "method": method_title(name),
             "held-out deviance": score.heldout_deviance if score.heldout_deviance is not None else "",
             "seconds": round(score.seconds, 2),
         }
@@ -158,7 +160,8 @@ def loss_pictures(model: "NeuMFModel") -> dict[str, str]:
     from neumf_assets.core.report.plots import loss_curve_svg, loss_curves, markdown_image
 
     history = loss_history(model)
-    small = loss_curve_svg(history)
+    legend = "\n\nblue: training, orange: validation"
+    small = loss_curve_svg(history, limit=1000 - len(legend)) + legend
     large = markdown_image(loss_curves({"loss": history}), "loss by epoch")
     return {"loss curve": small, "loss by epoch": large}
 

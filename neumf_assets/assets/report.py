@@ -59,7 +59,7 @@ def _comparison(arms: list[Arm]) -> Stage:
             lambda folder: (folder / "comparison.json").write_text(content),
             {"best_arm": found.best_arm, "rule": found.rule, "reason": found.reason},
             pictures=_comparison_picture(scores),
-            tables={"arms": [{"arm": arm, **_shown(values)} for arm, values in found.arms.items()]},
+            tables={"scores of the arms": arms_table(found.arms)},
             checks=[_denoising(found.denoising_hurts, found.denoising_change)],
         )
 
@@ -84,8 +84,16 @@ def _denoising(hurts: bool | None, change: float | None) -> CheckOutcome:
     return CheckOutcome("denoising_helps", hurts is not True, text)
 
 
-def _shown(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: round(v, 4) if isinstance(v, float) else v for key, v in values.items() if v is not None}
+def arms_table(arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each score, one column for each arm, and what is better."""
+    from neumf_assets.core.report.wording import METRICS, arm_title
+
+    return [
+        {"score": metric.title, **{arm_title(arm): values.get(key) for arm, values in arms.items()}}
+        | {"better": metric.better}
+        for key, metric in METRICS.items()
+        if any(values.get(key) is not None for values in arms.values())
+    ]
 
 
 def run_scores(scores: Mapping[str, ArmScores]) -> list[RunScore]:
@@ -144,7 +152,7 @@ def _markers(arms: list[Arm]) -> Stage:
         top = found[found["rank"] <= 3].groupby("cluster")["gene"].agg(", ".join)
         return Product(
             lambda folder: found.to_parquet(folder / "markers.parquet", index=False),
-            {"arm": arm, "clusters": int(found["cluster"].nunique()), "markers": len(found)},
+            {"arm": arm, "clusters": int(found["cluster"].nunique()), "rows": len(found)},
             tables={"top markers": [{"cluster": c, "genes": g} for c, g in top.items()]},
             publish={"markers.parquet": "markers.parquet"},
         )
@@ -266,6 +274,7 @@ def _report(arms: list[Arm]) -> Stage:
         return Product(
             save,
             {"best_arm": summary["best_arm"], "datasets": len(summary["datasets"])},
+            tables={"scores of the arms": arms_table(summary["arms"])},
             publish={"report.html": "report.html", "summary.json": "summary.json"},
         )
 
