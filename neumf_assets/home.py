@@ -22,6 +22,9 @@ telemetry:
   enabled: false
 nux:
   enabled: false
+run_launcher:
+  module: neumf_assets.run_launcher
+  class: LocalRunLauncher
 run_coordinator:
   module: dagster.core.run_coordinator
   class: QueuedRunCoordinator
@@ -83,6 +86,16 @@ class Home:
     def scratch(self, study: str, asset: tuple[str, ...], partition: str | None) -> Path:
         """Folder for checkpoints of work in progress; survives a killed step."""
         return self.root.joinpath("scratch", study, *asset, *([partition] if partition else []))
+
+    @property
+    def locks(self) -> Path:
+        """Locks between processes; the operating system frees those of a process that dies."""
+        return self.root / "locks"
+
+    @property
+    def run_locks(self) -> Path:
+        """One locked file for each run that a process is executing."""
+        return self.locks / "runs"
 
     def store(self) -> Store:
         """The artifact store."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.utils import make_new_run_id
 from rich.console import Console
 
 from neumf_assets.assets.catalogue import stages
@@ -16,6 +17,7 @@ from neumf_assets.assets.stage import Stage
 from neumf_assets.core.store import Store
 from neumf_assets.home import Home
 from neumf_assets.jobs import job_name
+from neumf_assets.orphans import alive, fail_dead_runs
 from neumf_assets.partitions import partitions_name
 from neumf_assets.plan import plan
 from neumf_assets.progress_log import listening
@@ -47,6 +49,8 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
     start = time.perf_counter()
     console.print(f"Study [bold]{study.name}[/bold], inbox {inbox_of(study)}", highlight=False)
     with dg.DagsterInstance.get() as instance, LiveProgress(console) as progress, listening(progress):
+        for run_id in fail_dead_runs(instance, home):
+            console.print(f"Run {run_id} was cut off and is marked as failed.", highlight=False)
         outcome = _StudyRun(study, home, instance, progress).run()
     if outcome.materialised == 0 and not outcome.failures:
         console.print("Nothing to do: everything is up to date.")
@@ -84,13 +88,17 @@ class _StudyRun:
 
     def _execute(self, job: str, stale: Sequence[Stage], dataset: str | None) -> bool:
         self.progress.begin(dataset or self.study.name, len(stale))
-        result = self.definitions.resolve_job_def(job_name(self.study.name, job)).execute_in_process(
-            instance=self.instance,
-            partition_key=dataset,
-            asset_selection=[dg.AssetKey([self.study.name, *item.name]) for item in stale],
-            raise_on_error=False,
-            run_config=_QUIET,
-        )
+        definition = self.definitions.resolve_job_def(job_name(self.study.name, job))
+        run_id = make_new_run_id()
+        with alive(self.home, run_id):
+            result = definition.execute_in_process(
+                instance=self.instance,
+                partition_key=dataset,
+                asset_selection=[dg.AssetKey([self.study.name, *item.name]) for item in stale],
+                raise_on_error=False,
+                run_config=_QUIET,
+                run_id=run_id,
+            )
         self.outcome.materialised += len(result.get_asset_materialization_events())
         for step, reason in _failures(result.all_events):
             self.outcome.failures[f"{dataset or self.study.name}: {step}"] = reason

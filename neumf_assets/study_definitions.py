@@ -1,8 +1,8 @@
 """From a study's settings to Dagster definitions: every stage becomes an asset of the study's group."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import dagster as dg
 
@@ -13,11 +13,13 @@ from neumf_assets.checks import check_results, check_specs
 from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.measure import Cost, measured
 from neumf_assets.core.store import Artifact, Draft
+from neumf_assets.device_lock import device_turn
 from neumf_assets.home import Home
 from neumf_assets.io_managers import ArtifactIOManager, Delivery, storage_key
 from neumf_assets.jobs import study_jobs
 from neumf_assets.launchpad import config_schema, with_overrides
 from neumf_assets.metadata import definition_metadata, description_of, materialisation_metadata
+from neumf_assets.out_of_memory import computed
 from neumf_assets.partitions import dataset_partitions
 from neumf_assets.progress_log import log_progress
 from neumf_assets.resources import DeviceResource, StoreResource
@@ -29,6 +31,7 @@ from neumf_assets.settings import StudySettings
 warnings.filterwarnings("ignore", message=".*data_version.*", category=dg.BetaWarning)
 
 GPU_POOL = "gpu"
+T = TypeVar("T")
 
 _STORE = StoreResource()
 # One object each: Dagster refuses to merge studies whose resources differ under the same name.
@@ -83,29 +86,37 @@ def asset_of(study: StudySettings, declared: Stage) -> dg.AssetsDefinition:
         check_specs=check_specs(declared, study),
         required_resource_keys={"device", "store"},
     )
-    def computed(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[Any]:
+    def materialised(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[Any]:
         yield from _compute(study, declared, context, inputs)
 
-    return computed
+    return materialised
 
 
 def _compute(
     study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
 ) -> Iterator[Any]:
     named = {name: inputs[_input_name(name)] for name in declared.inputs}
-    try:
-        step = _step(study, declared, context, named)
+    step = _failing_plainly(lambda: _step(study, declared, context, named))
+    # The device is held while the output is stored too: a dense matrix is computed as it is written.
+    with device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}"):
         with measured() as cost:
-            product = declared.compute(step)
+            product = _failing_plainly(lambda: computed(declared, step))
+        draft = _draft(step.study, declared, named, product, cost)
+        yield dg.Output(
+            Delivery(product, draft),
+            metadata=materialisation_metadata(declared, product, step),
+            data_version=dg.DataVersion(draft.fingerprint),
+        )
+        product.discard()  # Dagster keeps every output of a run in memory
+    yield from check_results(declared, study, product.checks)
+
+
+def _failing_plainly(work: Callable[[], T]) -> T:
+    """Turn an error that is meant for the user into a failure without a traceback."""
+    try:
+        return work()
     except NeumfError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
-    draft = _draft(step.study, declared, named, product, cost)
-    yield dg.Output(
-        Delivery(product, draft),
-        metadata=materialisation_metadata(declared, product, step),
-        data_version=dg.DataVersion(draft.fingerprint),
-    )
-    yield from check_results(declared, study, product.checks)
 
 
 def _step(

@@ -183,6 +183,11 @@ class Step:
     genes: NDArray[np.intp] | None
 
 
+def automatic_block_cells(n_cells: int, device: str) -> int:
+    """Return the cells of a block where ``block_cells`` is not set: at least 40 blocks, none too large."""
+    return int(np.clip(n_cells // 40, 16, 64 if device == "cpu" else 512))
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the entries are cut into blocks.
@@ -211,8 +216,7 @@ class Plan:
         by_genes = settings.block_genes or (
             n_genes if n_genes <= 4096 else math.ceil(n_genes / math.ceil(n_genes / 4096))
         )
-        most = 64 if device.type == "cpu" else 512
-        by_cells = settings.block_cells or int(np.clip(dataset.size // 40, 16, most))
+        by_cells = settings.block_cells or automatic_block_cells(dataset.size, device.type)
         if settings.pairs == "sampled":
             by_genes = n_genes
         return cls(members, n_genes, by_cells, min(by_genes, n_genes))
