@@ -374,8 +374,8 @@ def _adapted(settings: NeuMFSettings, wanted: EvaluationSettings) -> NeuMFSettin
     """Return the model's settings for genes that are chosen already, with the epochs capped."""
     changes: dict[str, int | None] = {"n_genes": None}
     if wanted.epochs is not None:
-        changes["epochs"] = min(settings.epochs, wanted.epochs)
-        changes["pretrain_epochs"] = min(settings.pretrain_epochs, wanted.epochs)
+        for stage in ("epochs", "pretrain_epochs", "fusion_epochs"):
+            changes[stage] = min(getattr(settings, stage), wanted.epochs)
     return settings.model_copy(update=changes)
 
 
