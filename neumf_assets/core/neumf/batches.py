@@ -83,8 +83,8 @@ class SparseCounts:
     def draw_zeros(self, cells: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """Draw unobserved genes of each cell uniformly, with replacement and without rejection.
 
-        The r-th zero of a row with sorted observed columns ``i_0 < i_1 < ...`` is ``r + #{j: i_j - j <= r}``: a
-        search in the sorted values ``i_j - j``, made ascending over rows by adding ``row * n_genes``.
+        The r-th zero of a row with sorted observed columns ``i_0 < i_1 < ...`` is ``r + #{j: i_j - j <= r}``:
+        a search in the sorted values ``i_j - j``, made ascending over rows by adding ``row * n_genes``.
 
         Parameters
         ----------
@@ -118,17 +118,17 @@ class SparseCounts:
 class HeldOut:
     """Entries kept from training, stratified over cells, datasets and the genes' mean expression.
 
-    Genes are ordered by mean expression and cut into strata of ``1 / share`` genes; each validation cell holds out
-    one gene of every stratum, drawn by seed. So each cell gives up the same share at every level of expression,
-    and different genes in different cells.
+    Genes are ordered by mean expression and cut into strata of ``1 / share`` genes; each validation cell
+    holds out one gene of every stratum, drawn by seed. So each cell gives up the same share at every level of
+    expression, and different genes in different cells.
 
     Parameters
     ----------
     cells
         Validation cells, ascending, ``[n]``.
     genes
-        Held-out gene positions of each, ``[n + 1, strata]``; ``n_genes`` where a stratum is cut short, and in the
-        whole last row, which stands for cells that hold out nothing.
+        Held-out gene positions of each, ``[n + 1, strata]``; ``n_genes`` where a stratum is cut short, and in
+        the whole last row, which stands for cells that hold out nothing.
     row
         Row of ``genes`` for every cell of the data.
     """
@@ -211,7 +211,8 @@ class Plan:
     def of(
         cls, dataset: NDArray[np.intp], n_genes: int, settings: NeuMFSettings, device: torch.device
     ) -> Plan:
-        """Return the plan of ``settings``, with block sizes by the size of the data where they are not set."""
+        """Return the plan of ``settings``, with block sizes by the size of the data where they are not
+        set."""
         members = [np.flatnonzero(dataset == d) for d in range(int(dataset.max()) + 1)]
         by_genes = settings.block_genes or (
             n_genes if n_genes <= 4096 else math.ceil(n_genes / math.ceil(n_genes / 4096))

@@ -9,13 +9,21 @@ from scipy.sparse import csr_matrix
 MIN_CELLS = 10
 
 
-def size_factors(counts: csr_matrix) -> NDArray[np.float32]:
+def median_total(counts: csr_matrix) -> float:
+    """Return the median of the cells' totals, over cells with any counts (1 without such cells)."""
+    totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    return float(np.median(totals[totals > 0])) if (totals > 0).any() else 1.0
+
+
+def size_factors(counts: csr_matrix, median: float | None = None) -> NDArray[np.float32]:
     """Return each cell's total over the median total.
 
     Parameters
     ----------
     counts
         Cells x genes; several datasets together, so that their size factors stay comparable.
+    median
+        The total at which the factor is 1; that of these cells by default.
 
     Returns
     -------
@@ -25,9 +33,8 @@ def size_factors(counts: csr_matrix) -> NDArray[np.float32]:
     positive = totals > 0
     if not positive.any():
         return np.ones(counts.shape[0], np.float32)
-    median = float(np.median(totals[positive]))
     totals[~positive] = totals[positive].min()
-    return (totals / median).astype(np.float32)
+    return (totals / (median or median_total(counts))).astype(np.float32)
 
 
 def overdispersion(counts: csr_matrix) -> NDArray[np.float64]:
@@ -65,8 +72,8 @@ def select_genes(counts: csr_matrix, dataset: NDArray[np.intp], n_genes: int | N
     counts
         Cells x genes.
     dataset
-        Dataset index of each cell. The ratio of :func:`overdispersion` is computed within each dataset, so that
-        a difference between datasets alone selects no gene, and averaged.
+        Dataset index of each cell. The ratio of :func:`overdispersion` is computed within each dataset, so
+        that a difference between datasets alone selects no gene, and averaged.
     n_genes
         Number of genes to keep; ``None`` or more than there are keeps all.
     """

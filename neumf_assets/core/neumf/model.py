@@ -49,6 +49,8 @@ class NeuMFModel:
         Log size factor of each cell.
     dataset, dataset_names
         Dataset index of each cell, and the datasets' names.
+    median_total
+        Total count of a cell of size factor 1.
     cell_names, gene_names
         Names of the cells, and of the genes that the model saw.
     gene_positions
@@ -69,6 +71,7 @@ class NeuMFModel:
     log_size: Tensor
     dataset: NDArray[np.intp]
     dataset_names: list[str]
+    median_total: float
     cell_names: NDArray[np.str_]
     gene_names: NDArray[np.str_]
     gene_positions: NDArray[np.intp]
@@ -104,6 +107,7 @@ class NeuMFModel:
             "provenance": self.provenance,
             "history": self.history,
             "dataset_names": self.dataset_names,
+            "median_total": self.median_total,
             "gene_names": self.gene_names.tolist(),
             "cell_names": self.cell_names.tolist(),
         }
@@ -142,6 +146,7 @@ class NeuMFModel:
             tables=tensors,
             statistics=statistics,
             dataset_names=described["dataset_names"],
+            median_total=described["median_total"],
             cell_names=np.asarray(described["cell_names"], dtype=np.str_),
             gene_names=np.asarray(described["gene_names"], dtype=np.str_),
             history=described["history"],
@@ -160,9 +165,9 @@ class NeuMFModel:
         part
             ``gmf``, ``mlp`` or both side by side (those that the model has).
         metric
-            ``raw``: as learnt. ``gene``: Euclidean distance is the distance of the cells' predictions. For the GMF
-            part that of their corrected scores over all genes (root mean square), by the principal axes of the
-            shared gene embeddings; for the MLP part that of the cells' side of the first layer.
+            ``raw``: as learnt. ``gene``: Euclidean distance is the distance of the cells' predictions. For
+            the GMF part that of their corrected scores over all genes (root mean square), by the principal
+            axes of the shared gene embeddings; for the MLP part that of the cells' side of the first layer.
 
         Returns
         -------

@@ -1,13 +1,13 @@
 """The NeuMF network over blocks of cells x genes, with its parameters in four tables.
 
-Parameters live in few flat tables, so that a step gathers, differentiates and updates four tensors rather than
-dozens of small ones:
+Parameters live in few flat tables, so that a step gathers, differentiates and updates four tensors rather
+than dozens of small ones:
 
 ``cells``   [n_cells, gmf | mlp | bias]
 ``genes``   [n_genes, gmf | mlp | log dispersion], shared by all datasets
-``shifts``  [n_datasets, n_genes, gmf | mlp | bias], the part of a gene that belongs to one dataset (for a single
+``shifts``  [n_datasets, n_genes, gmf | mlp | bias], a gene's part that belongs to one dataset (for a single
             dataset only the bias)
-``tower``   everything else, flat: first layer split into its cell and gene side, hidden layers, output weights
+``tower``   everything else, flat: first layer (cell side, gene side), hidden layers, output weights
 
 The first layer separates, ``W [x; y] = Wx x + Wy y``: it costs once for each cell and once for each gene of a
 block, and the GMF part is a matrix product.
@@ -132,7 +132,8 @@ def initial_tables(
     n_cells
         Number of cells.
     gene_bias
-        Scores of the gene means, ``[n_datasets, n_genes]``: training starts from the model that knows only them.
+        Scores of the gene means, ``[n_datasets, n_genes]``: training starts from the model that knows only
+        them.
     generator
         Seeded CPU generator.
     output_scale

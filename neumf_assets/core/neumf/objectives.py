@@ -47,7 +47,8 @@ def entry_loss(
     Returns
     -------
     ``poisson``: ``mu - y log mu``; ``nb``: the negative log likelihood up to ``log y!`` (variance
-    ``mu + mu^2 / theta``); ``mse``: squared error; ``bce``: cross entropy of ``y > 0`` (He et al. 2017, eq. 7).
+    ``mu + mu^2 / theta``); ``mse``: squared error; ``bce``: cross entropy of ``y > 0`` (He et al. 2017, eq.
+    7).
     """
     if settings.objective == "poisson":
         log_mu = log_mean(score, log_size, settings.link)

@@ -13,8 +13,8 @@ Rows = Tensor | slice
 class RowAdam:
     """Adam (Kingma and Ba 2015) with its state kept for each row, so that untouched rows cost nothing.
 
-    A row's moments and its bias correction advance only when the row is used. Rows given as a slice are updated
-    in place (the fused dense step); rows given as indices are gathered, updated and written back.
+    A row's moments and its bias correction advance only when the row is used. Rows given as a slice are
+    updated in place (the fused dense step); rows given as indices are gathered, updated and written back.
 
     Parameters
     ----------
@@ -34,7 +34,8 @@ class RowAdam:
 
     @torch.no_grad()
     def update(self, rows: Rows, values: Tensor, gradient: Tensor, rate: Tensor | float) -> None:
-        """Move the rows (their ``values`` as taken) against ``gradient`` by at most about ``rate`` (of each column)."""
+        """Move the rows (their ``values`` as taken) against ``gradient`` by at most about ``rate`` (of each
+        column)."""
         first, second, steps = self.first[rows], self.second[rows], self.steps[rows]
         steps += 1
         first.lerp_(gradient, 1 - BETA1)

@@ -41,7 +41,8 @@ class NeuMFSettings(Settings):
         default=(64, 32, 16, 8),
         min_length=1,
         max_length=12,
-        description="Hidden layers of the MLP, first to last; the tower pattern of He et al., halving each time.",
+        description="Hidden layers of the MLP, first to last; the tower pattern of He et al., halving each "
+        "time.",
     )
     dropout: float = Field(
         default=0.0,
@@ -55,8 +56,8 @@ class NeuMFSettings(Settings):
     )
     objective: Objective = Field(
         default="poisson",
-        description="poisson and nb: likelihood of the counts; mse: squared error; "
-        "bce: observed or not; bpr: observed genes ranked above unobserved ones.",
+        description="poisson and nb: likelihood of the counts; mse: squared error; bce: observed or not; "
+        "bpr: observed genes ranked above unobserved ones.",
     )
     link: Link = Field(
         default="exp",
@@ -71,8 +72,8 @@ class NeuMFSettings(Settings):
     )
     pairs: Literal["full", "sampled"] = Field(
         default="full",
-        description="full: every entry, a zero is data too (Svensson 2020); sampled: all observed entries and "
-        "num_negatives zeros for each, weighted so that the loss stays unbiased.",
+        description="full: every entry, a zero is data too (Svensson 2020); sampled: all observed entries "
+        "and num_negatives zeros for each, weighted so that the loss stays unbiased.",
     )
     num_negatives: int = Field(
         default=4,
@@ -83,10 +84,11 @@ class NeuMFSettings(Settings):
     n_genes: int | None = Field(
         default=3000,
         ge=1,
-        description="Train on this many most overdispersed genes (null: all); beyond about 3,000 the rest is "
-        "close to Poisson noise.",
+        description="Train on this many most overdispersed genes (null: all); beyond about 3,000 the rest "
+        "is close to Poisson noise.",
     )
-    epochs: int = Field(default=40,
+    epochs: int = Field(
+        default=40,
         ge=1,
         le=10_000,
         description="Passes over all entries, at most, of a model trained from the start.",
@@ -95,24 +97,28 @@ class NeuMFSettings(Settings):
         default=0.02,
         gt=0,
         le=1,
-        description="Adam's step size at its peak; several times NCF's 0.001 since a step "
-        "sees a whole block of entries.",
+        description="Adam's step size at its peak; several times NCF's 0.001 since a step sees a whole "
+        "block of entries.",
     )
     cell_learning_rate: float = Field(
         default=0.05,
         gt=0,
         le=1,
-        description="Adam's peak step size for the cells' embeddings; larger, since a cell moves once in a block of "
-        "all genes but a gene with every block of cells.",
+        description="Adam's peak step size for the cells' embeddings; larger, since a cell moves once in a "
+        "block of all genes but a gene with every block of cells.",
     )
     tower_learning_rate: float = Field(
-        default=0.003, gt=0, le=1, description="Adam's peak step size for the layers' weights, which every entry moves."
+        default=0.003,
+        gt=0,
+        le=1,
+        description="Adam's peak step size for the layers' weights, which every entry moves.",
     )
     pretrained_rate: float = Field(
         default=0.3,
         ge=0,
         le=1,
-        description="Share of learning_rate for branches that were trained before: they only have to give way.",
+        description="Share of learning_rate for branches that were trained before: they only have to give "
+        "way.",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="cosine",
@@ -125,14 +131,15 @@ class NeuMFSettings(Settings):
         default=50.0,
         ge=0.0,
         le=1e6,
-        description="Precision of the Gaussian prior on the embeddings: penalty weight_decay/2 x ||.||^2 beside "
-        "the summed loss, so it matters less the more counts a cell or gene has.",
+        description="Precision of the Gaussian prior on the embeddings: penalty weight_decay/2 x ||.||^2 "
+        "beside the summed loss, so it matters less the more counts a cell or gene has.",
     )
     tower_weight_decay: float = Field(
         default=1.0,
         ge=0.0,
         le=1e6,
-        description="The same for the MLP's embeddings and layers; lower, since the layers share their strength.",
+        description="The same for the MLP's embeddings and layers; lower, since the layers share their "
+        "strength.",
     )
     gradient_clip: float | None = Field(
         default=None,
@@ -143,8 +150,8 @@ class NeuMFSettings(Settings):
         default=0.05,
         ge=0.0,
         le=0.5,
-        description="Share of the entries of the validation cells held out of training for the validation curve "
-        "(0: none).",
+        description="Share of the entries of the validation cells held out of training for the validation "
+        "curve (0: none).",
     )
     validation_cells: int = Field(
         default=1000,
@@ -152,9 +159,11 @@ class NeuMFSettings(Settings):
         description="At most this many cells, drawn by seed, hold out entries: enough for a sure curve.",
     )
     patience: int | None = Field(
-        default=10,
+        default=None,
         ge=1,
-        description="Stop after this many epochs without a better validation loss (null: never).",
+        description="Stop after this many epochs without a better validation loss and keep the best epoch. "
+        "Null: train to the end of the schedule and keep the last epoch; better on counts, since a few "
+        "large entries make the validation curve jump and a stop comes before the step size has fallen.",
     )
     block_cells: int | None = Field(
         default=None,
@@ -178,8 +187,8 @@ class NeuMFSettings(Settings):
     )
     pretrain: Literal["none", "gmf", "both"] = Field(
         default="gmf",
-        description="neumf only. gmf: the fast GMF branch first, then both together; both: each branch alone, "
-        "fused with alpha as in the paper; none: together from the start.",
+        description="neumf only. gmf: the fast GMF branch first, then both together; both: each branch "
+        "alone, fused with alpha as in the paper; none: together from the start.",
     )
     pretrain_epochs: int = Field(
         default=40, ge=1, le=10_000, description="Passes, at most, of each branch that is pretrained."
@@ -212,7 +221,8 @@ class NeuMFSettings(Settings):
     def _check(self) -> Self:
         if self.objective in ("poisson", "nb") and self.link == "identity":
             raise ValueError(
-                f"objective: {self.objective} needs a positive mean: set link to exp or softplus, or objective to mse"
+                f"objective: {self.objective} needs a positive mean: set link to exp or softplus, or "
+                f"objective to mse"
             )
         if self.objective == "bpr" and self.pairs == "full":
             raise ValueError("objective: bpr compares drawn pairs: set pairs to sampled")
@@ -222,8 +232,8 @@ class NeuMFSettings(Settings):
 def notebook_preset() -> NeuMFSettings:
     """Return the original notebook's NeuMF, corrected only in what it trains on (blocks of all entries).
 
-    300 genes x 1,000 cells, four embeddings of 50, tower 64-32-16-8, dropout 0.2, batch norm, squared error on
-    raw counts with the identity link, Adam at 1e-3, 20 epochs.
+    300 genes x 1,000 cells, four embeddings of 50, tower 64-32-16-8, dropout 0.2, batch norm, squared error
+    on raw counts with the identity link, Adam at 1e-3, 20 epochs.
     """
     return NeuMFSettings(
         gmf_size=50,
@@ -240,7 +250,6 @@ def notebook_preset() -> NeuMFSettings:
         schedule="constant",
         warmup=0.0,
         weight_decay=0.0,
-        patience=None,
         pretrain="none",
     )
 

@@ -1,8 +1,8 @@
 """The one trainer: single-dataset and integrative NeuMF, pretraining, and mapping of new datasets.
 
-A step takes a block of cells (of one dataset) x genes, differentiates the summed loss with respect to the rows of
-the tables that the block uses, and moves them by Adam. Whatever is random in an epoch derives from (seed, stage,
-epoch), so training that was killed continues bit for bit from its last checkpoint.
+A step takes a block of cells (of one dataset) x genes, differentiates the summed loss with respect to the
+rows of the tables that the block uses, and moves them by Adam. Whatever is random in an epoch derives from
+(seed, stage, epoch), so training that was killed continues bit for bit from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.batches import HeldOut, Plan, SparseCounts, Step
 from neumf_assets.core.neumf.checkpoint import Checkpoint, fingerprint
 from neumf_assets.core.neumf.fused.tower import fused_block_loss
-from neumf_assets.core.neumf.genes import select_genes, size_factors
+from neumf_assets.core.neumf.genes import median_total, select_genes, size_factors
 from neumf_assets.core.neumf.model import NeuMFModel, provenance
 from neumf_assets.core.neumf.network import (
     Block,
@@ -103,8 +103,8 @@ def fit(
     gene_names, cell_names
         Names of columns and rows.
     dataset
-        Dataset index of each cell, ``0 .. n_datasets - 1``; ``None``: one dataset. With two or more the model is
-        integrative: a gene's embedding is shared plus dataset-specific, its bias belongs to the dataset.
+        Dataset index of each cell, ``0 .. n_datasets - 1``; ``None``: one dataset. With two or more the model
+        is integrative: a gene's embedding is shared plus dataset-specific, its bias belongs to the dataset.
     dataset_names
         Names of the datasets.
     device
@@ -116,7 +116,7 @@ def fit(
 
     Returns
     -------
-    The trained model, with the parameters of its best epoch where validation entries were held out.
+    The trained model, with the parameters of its best epoch where ``patience`` is set, else of its last.
 
     Raises
     ------
@@ -143,6 +143,7 @@ def fit(
         log_size=data.log_size,
         dataset=dataset,
         dataset_names=list(names),
+        median_total=median_total(counts),
         cell_names=np.asarray(cell_names, dtype=np.str_),
         gene_names=np.asarray(gene_names, dtype=np.str_)[genes],
         gene_positions=genes,
@@ -270,7 +271,7 @@ def new_state(
 ) -> State:
     """Return a state with fresh optimisers on the tables."""
     rows = {name: table.view(-1, table.shape[-1]) for name, table in tables.items()}
-    return State(layout, tables, statistics, {n: RowAdam(t) for n, t in rows.items()}, list(history))
+    return State(layout, tables, statistics, {n: RowAdam(t) for n, t in rows.items()}, history=list(history))
 
 
 def _fuse(layout: Layout, tables: Tables, trained: dict[str, State], alpha: float) -> None:
@@ -333,27 +334,33 @@ def run_stage(
     plan = Plan.of(data.dataset, data.counts.n_genes, settings, data.device)
     stepper = Stepper(data, state, frozen)
     while state.epoch < epochs and not _stalled(state, settings):
-        begin = time.perf_counter()
-        rates = _rates(settings, state.epoch, epochs, plan.steps_per_epoch)
-        generator = torch.Generator(data.device).manual_seed(_mix(settings.seed, stage, state.epoch))
-        torch.manual_seed(_mix(settings.seed, stage, state.epoch))
-        total, pairs = torch.zeros((), dtype=torch.float64, device=data.device), 0
-        for step, rate in zip(plan.epoch((settings.seed, 2, stage, state.epoch)), rates, strict=True):
-            loss, size = stepper(step, rate, generator)
-            total += loss
-            pairs += size
-        train_loss = float(total) / max(pairs, 1)
-        seconds = time.perf_counter() - begin
+        shares = _rate_shares(settings, state.epoch, epochs, plan.steps_per_epoch)
+        row = _run_epoch(stepper, plan, stage, shares)
         state.epoch += 1
-        validation = stepper.validation_loss()
-        _record(state, kind, train_loss, validation, pairs, seconds, rates[-1])
-        progress(f"train {kind}", state.epoch, epochs, **_figures(state.history[-1]))
+        row |= {"stage": kind, "epoch": state.epoch, "learning_rate": shares[-1] * settings.learning_rate}
+        _record(state, row, stepper.validation_loss(), settings.patience is not None)
+        progress(f"train {kind}", state.epoch, epochs, **_figures(row))
         checkpoint.write(stage, state)
     if kind != settings.kind:
         checkpoint.write(stage, state, now=True)
-    if state.best:
-        for name, table in state.best.items():
-            (state.tables | state.statistics)[name].copy_(table)
+    for name, table in state.best.items():
+        (state.tables | state.statistics)[name].copy_(table)
+
+
+def _run_epoch(stepper: Stepper, plan: Plan, stage: int, shares: list[float]) -> dict[str, float | str]:
+    """Make all steps of an epoch; return its mean loss per entry, seconds and rate."""
+    data, epoch, begin = stepper.data, stepper.state.epoch, time.perf_counter()
+    seed = data.settings.seed
+    generator = torch.Generator(data.device).manual_seed(_mix(seed, stage, epoch))
+    torch.manual_seed(_mix(seed, stage, epoch))
+    total, pairs = torch.zeros((), dtype=torch.float64, device=data.device), 0
+    for step, share in zip(plan.epoch((seed, 2, stage, epoch)), shares, strict=True):
+        loss, size = stepper(step, share, generator)
+        total += loss
+        pairs += size
+    mean_loss = float(total) / max(pairs, 1)
+    seconds = time.perf_counter() - begin
+    return {"train_loss": mean_loss, "seconds": seconds, "pairs_per_second": pairs / seconds}
 
 
 def _mix(*numbers: int) -> int:
@@ -361,13 +368,11 @@ def _mix(*numbers: int) -> int:
 
 
 def _stalled(state: State, settings: NeuMFSettings) -> bool:
-    return bool(
-        state.best and settings.patience is not None and state.epoch - state.best_epoch >= settings.patience
-    )
+    return bool(state.best and settings.patience and state.epoch - state.best_epoch >= settings.patience)
 
 
-def _rates(settings: NeuMFSettings, epoch: int, epochs: int, steps: int) -> list[float]:
-    """Return the step size of every step of an epoch."""
+def _rate_shares(settings: NeuMFSettings, epoch: int, epochs: int, steps: int) -> list[float]:
+    """Return the share of its peak that the step size has in every step of an epoch."""
     done = (epoch * steps + np.arange(steps) + 1) / (epochs * steps)
     shape = {
         "constant": np.ones(steps),
@@ -378,28 +383,13 @@ def _rates(settings: NeuMFSettings, epoch: int, epochs: int, steps: int) -> list
     return [float(share) for share in shape * rise]
 
 
-def _record(
-    state: State,
-    kind: str,
-    train_loss: float,
-    validation: float | None,
-    pairs: int,
-    seconds: float,
-    rate: float,
-) -> None:
-    row: dict[str, float | str] = {
-        "stage": kind,
-        "epoch": state.epoch,
-        "train_loss": train_loss,
-        "seconds": seconds,
-        "pairs_per_second": pairs / seconds,
-        "learning_rate": rate,
-    }
+def _record(state: State, row: dict[str, float | str], validation: float | None, keep_best: bool) -> None:
     if validation is not None:
         row["validation_loss"] = validation
         if validation < state.best_loss:
             state.best_loss, state.best_epoch = validation, state.epoch
-            state.best = {n: t.clone() for n, t in (state.tables | state.statistics).items()}
+            if keep_best:
+                state.best = {n: t.clone() for n, t in (state.tables | state.statistics).items()}
     state.history.append(row)
 
 
@@ -427,7 +417,7 @@ class Stepper:
         self.decay = self._decay()
         self.rates = self._column_rates()
 
-    def __call__(self, step: Step, rate: float, generator: torch.Generator) -> tuple[Tensor, int]:
+    def __call__(self, step: Step, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
         """Make one step; return the summed loss (detached) and the number of pairs it was summed over."""
         cells, genes, rows = self.locate(step)
         leaves = {name: opt.take(rows[name]) for name, opt in self.state.optimisers.items()}
@@ -437,7 +427,7 @@ class Stepper:
         else:
             loss, pairs = self.full_loss(block, step, cells, genes)
         gradients = torch.autograd.grad(loss, [leaves[name] for name in self.trained])
-        self._update(step, rows, leaves, dict(zip(self.trained, gradients, strict=True)), rate, pairs)
+        self._update(step, rows, leaves, dict(zip(self.trained, gradients, strict=True)), share, pairs)
         return loss.detach(), pairs
 
     def locate(self, step: Step) -> tuple[Tensor, Tensor | None, dict[str, Rows]]:
@@ -555,7 +545,13 @@ class Stepper:
         }
 
     def _update(
-        self, step: Step, rows: dict[str, Rows], leaves: Tables, gradients: Tables, rate: float, pairs: int
+        self,
+        step: Step,
+        rows: dict[str, Rows],
+        leaves: Tables,
+        gradients: Tables,
+        rate_share: float,
+        pairs: int,
     ) -> None:
         share_genes = 1.0 if step.genes is None else step.genes.size / self.data.counts.n_genes
         share_cells = step.cells.size / self.data.dataset.size
@@ -573,7 +569,9 @@ class Stepper:
             for gradient in gradients.values():
                 gradient.mul_(factor)
         for name, gradient in gradients.items():
-            self.state.optimisers[name].update(rows[name], leaves[name], gradient, rate * self.rates[name])
+            self.state.optimisers[name].update(
+                rows[name], leaves[name], gradient, rate_share * self.rates[name]
+            )
 
     @torch.no_grad()
     def validation_loss(self) -> float | None:
