@@ -14,6 +14,8 @@ from neumf_assets.core.errors import BadInput
 
 _LARGEST = np.iinfo(np.int32).max
 _SAME_TOTAL = 1e-3
+HINT = "whole_numbers_in"
+"""Note of a reader: which other matrix of the file holds whole numbers."""
 
 
 def validated(raw: RawMatrix, file: str, settings: ReadSettings) -> ad.AnnData:
@@ -97,6 +99,7 @@ def _tidy(X: sparse.csr_matrix) -> sparse.csr_matrix:
     elif X.dtype == np.float16:
         X = X.astype(np.float32)
     if not X.has_canonical_format:
+        X = X.astype(np.float64 if X.dtype.kind == "f" else np.int64)  # sums may not fit the file's type
         X.sum_duplicates()
     X.eliminate_zeros()
     return X
@@ -165,7 +168,7 @@ def _not_counts(X: sparse.csr_matrix, raw: RawMatrix, file: str) -> BadInput:
         kind = f"the values are log-normalised (every cell adds up to {log_total:g} after expm1)"
     else:
         kind = f"{fractional.mean():.1%} of the values are no whole numbers"
-    hint = str(raw.notes.get("whole_numbers_in", ""))
+    hint = str(raw.notes.get(HINT, ""))
     return BadInput(
         file,
         _where(X, at, raw),

@@ -194,7 +194,8 @@ def test_header_that_does_not_fit(tmp_path: Path) -> None:
         table(tmp_path, ",c1,c2,c3,c4\ng1,1,0\n"),
         "line 2 has 3 fields, but the header has 5".replace("2 has", "2: has"),
     )
-    refused(table(tmp_path, ",c1,c2\n"), "no rows")
+    refused(table(tmp_path, ",c1,c2\n"), "line 2: is missing")
+    refused(table(tmp_path, ",c1,c2\n\ng1,1,0\n"), "line 2: is empty")
     refused(table(tmp_path, "counts\n1\n2\n"), "one field only")
 
 
@@ -290,11 +291,17 @@ def test_nothing_left_after_quality_control(tmp_path: Path) -> None:
 
 def test_headers_that_promise_more_than_the_file_holds(tmp_path: Path) -> None:
     folder = files.starsolo_folder(tmp_path, SMALL)
-    for sizes in ("5 4 99999999999999", "99999999999 4 7", "5 4", "a b c", "-5 4 3"):
-        (folder / "matrix.mtx").write_text(
-            f"%%MatrixMarket matrix coordinate integer general\n{sizes}\n1 1 1\n"
-        )
-        refused(folder, "matrix.mtx, line 2")
+    for sizes, said in (
+        ("5 4 99999999999999", "promises 99999999999999 entries, but holds 1"),
+        ("99999999999 4 7", "line 2: promises a matrix of 99999999999 × 4"),
+        ("2000000000 2000000000 1", "the matrix is 2000000000 × 2000000000, but there are 5 features"),
+        ("5 4", "line 2: does not give rows, columns and entries"),
+        ("a b c", "line 2: does not give rows, columns and entries"),
+        ("-5 4 3", "line 2: does not give rows, columns and entries"),
+    ):
+        text = f"%%MatrixMarket matrix coordinate integer general\n{sizes}\n1 1 1\n"
+        (folder / "matrix.mtx").write_text(text)
+        refused(folder, "matrix.mtx", said)
 
 
 def test_hdf5_that_claims_more_than_it_stores(tmp_path: Path) -> None:

@@ -130,6 +130,17 @@ def test_repeated_entries_of_a_sparse_file_add_up(tmp_path: Path) -> None:
     assert adata.X[0, 0] == 5
 
 
+def test_repeated_entries_may_outgrow_the_type_in_the_file(tmp_path: Path) -> None:
+    path = files.tenx_h5_v3(tmp_path, SMALL)
+    with h5py.File(path, "r+") as file:
+        for name, values in {"data": [100, 100, 1], "indices": [2, 2, 0], "indptr": [0, 2, 2, 2, 3]}.items():
+            del file["matrix"][name]
+            file["matrix"][name] = np.array(values, np.int8)
+    adata = read_counts(path)
+    assert adata.X[0, 2] == 200
+    assert adata.X.nnz == 2
+
+
 def test_cell_ranger_output_is_found_inside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "run" / "outs").mkdir(parents=True)
     files.tenx_v3_folder(tmp_path, SMALL).rename(tmp_path / "run" / "outs" / "filtered_feature_bc_matrix")
@@ -193,6 +204,13 @@ def test_lines_longer_than_a_block(tmp_path: Path) -> None:
     adata = read_counts(path, files.BY_GENE)
     assert adata.shape == (width, 3)
     assert abs(adata.X - counts.T.astype(int)).nnz == 0
+
+
+def test_wide_header_and_spaces_in_names(tmp_path: Path) -> None:
+    cells = [f"sample number {i}" for i in range(20_000)]
+    case = Case(np.arange(40_000).reshape(-1, 2) % 5, cells, ["ACTB", "heat shock, 90"])
+    (tmp_path / "ctrl.csv").write_bytes(files.text_bytes(case, True))
+    assert_same(read_counts(tmp_path / "ctrl.csv", files.BY_GENE), case)
 
 
 def test_joined_gzip_members_are_read_on(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def read_delimited(path: Path, given: str, orientation: Orientation, labelled: N
     if not header_line.strip():
         raise BadInput(given, "line 1", "the header is empty", "Write the names of the columns there")
     if not first_line:
-        raise BadInput(given, "", "holds a header and no rows", "Export it again")
+        raise BadInput(given, "line 2", "is empty" if rest else "is missing", "Write the first row there")
     layout = _layout(header_line, first_line.removesuffix(b"\r"), given)
     parts = _Parts()
     for block in chain([rest], blocks):
@@ -130,12 +130,13 @@ def _layout(header_line: bytes, first_line: bytes, given: str) -> _Layout:
 
 
 def _split(line: bytes, delimiter: str, given: str, number: int) -> list[str]:
+    """Split a line with quotes minded; [] where this delimiter makes no sense."""
     try:
         return next(csv.reader([line.decode("utf-8")], delimiter=delimiter), [])
     except UnicodeDecodeError as error:
         raise BadInput(given, f"line {number}", "is not UTF-8 text", "Save it as CSV (UTF-8)") from error
-    except csv.Error as error:
-        raise BadInput(given, f"line {number}", f"is no table row ({error})", "Export it again") from error
+    except csv.Error:  # fields beyond the limit of the csv module
+        return []
 
 
 def _column_names(header: list[str], width: int, given: str) -> Names:

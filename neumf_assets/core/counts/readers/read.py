@@ -17,7 +17,7 @@ from neumf_assets.core.counts.readers.market import read_market
 from neumf_assets.core.counts.readers.matrix import RawMatrix
 from neumf_assets.core.counts.readers.source import Source, fetched
 from neumf_assets.core.counts.settings import ReadSettings
-from neumf_assets.core.counts.validate import validated
+from neumf_assets.core.counts.validate import HINT, validated
 from neumf_assets.core.errors import BadInput
 
 _HDF5 = (".h5", ".hdf5", ".h5ad", ".loom")
@@ -80,7 +80,7 @@ def read_counts(
             "genes": adata.n_vars,
             "gene_names_made_unique": int((adata.var_names != adata.var["original_name"]).sum()),
             "labels": files.labels_given,
-            **raw.notes,
+            **{key: note for key, note in raw.notes.items() if key != HINT},
         }
     adata = _limited(adata, settings)
     adata.uns["provenance"]["read_seconds"] = time.perf_counter() - begin
