@@ -28,6 +28,7 @@ from neumf_assets.core.counts.simulate_settings import SimulatedDatasetSettings,
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
+LAYER = ((65_536, 64, 32),)
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn")
 
 
@@ -92,13 +93,19 @@ def seconds_per_call(function: Callable[[], object], at_least: float, repeats: i
     return statistics.median(rounds)
 
 
-def matrix_rate(dtype: torch.dtype, device: str = "cpu", at_least: float = 1.5) -> float:
+def matrix_rate(
+    dtype: torch.dtype,
+    device: str = "cpu",
+    at_least: float = 1.5,
+    shapes: tuple[tuple[int, int, int], ...] = ((1024, 1024, 1024), (2048, 2048, 2048)),
+) -> float:
     """Return the matrix product rate that torch reaches on this machine now, in FLOP/s.
 
-    The best over three shapes, of which one has the short inner dimension of an MLP's layers (64).
+    The best over ``shapes`` (rows, inner, columns); large squares by default, ``LAYER`` for what the same call
+    reaches on the narrow layers of a tower.
     """
     best = 0.0
-    for rows, inner, columns in ((1024, 1024, 1024), (2048, 2048, 2048), (65_536, 64, 64)):
+    for rows, inner, columns in shapes:
         left = torch.randn(rows, inner, device=device).to(dtype)
         right = torch.randn(inner, columns, device=device).to(dtype)
 
@@ -107,7 +114,7 @@ def matrix_rate(dtype: torch.dtype, device: str = "cpu", at_least: float = 1.5) 
             if device != "cpu":
                 torch.cuda.synchronize()
 
-        best = max(best, 2.0 * rows * inner * columns / seconds_per_call(product, at_least / 3))
+        best = max(best, 2.0 * rows * inner * columns / seconds_per_call(product, at_least / len(shapes)))
     return best
 
 

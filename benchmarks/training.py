@@ -82,6 +82,8 @@ def measure(counts: csr_matrix, rounds: int, seconds: float) -> tuple[dict[str, 
     for _ in range(rounds):
         note(matrix, "bfloat16", harness.matrix_rate(torch.bfloat16))
         note(matrix, "float32", harness.matrix_rate(torch.float32))
+        layer = harness.matrix_rate(torch.bfloat16, shapes=harness.LAYER)
+        note(matrix, "bfloat16, a layer of 64 to 32", layer)
         note(rates, "notebook's loop, PyTorch", notebook_loop.best_rate(seconds, notebook_loop.BATCH))
         large = notebook_loop.best_rate(seconds, LARGE_BATCH, cells, genes, plain=True)
         note(rates, f"pairwise, batches of {LARGE_BATCH:,}", large)
