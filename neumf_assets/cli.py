@@ -57,7 +57,21 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("csv", "mtx"), default="csv", help="default: csv")
     export.add_argument("--dataset", action="append", help="only this dataset (may be repeated)")
     export.set_defaults(action=_export)
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is wrong with the set-up, and the mend",
+        description="Examines versions, device, disk, Dagster instance, storage and port. Exit status 1 if "
+        "there is a problem.",
+    )
+    doctor.add_argument("--port", type=int, default=3000, help="port of the web interface (default 3000)")
+    doctor.set_defaults(action=_doctor)
     return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from neumf_assets.doctor import doctor
+
+    return doctor(options.port)
 
 
 def _export(options: argparse.Namespace) -> int:

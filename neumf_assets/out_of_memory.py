@@ -63,20 +63,16 @@ def with_half_blocks(declared: Stage, step: Step) -> tuple[StudySettings, dict[s
     """The study with half the block in every setting that the stage uses, and the new sizes in cells."""
     changed: dict[str, Settings] = {}
     sizes: dict[str, int] = {}
-    for name in declared.settings:
+    for name in dict.fromkeys(path.split(".")[0] for path in declared.settings):
         section = getattr(step.study, name)
         if isinstance(section, NeuMFSettings):
-            size = max(1, _block_cells(section, step) // 2)
-            changed[name], sizes[f"{name}.block_cells"] = (
-                section.model_copy(update={"block_cells": size}),
-                size,
-            )
+            key, size = "block_cells", max(1, _block_cells(section, step) // 2)
         elif isinstance(section, LigerSettings):
-            size = max(1, section.batch_cells // 2)
-            changed[name], sizes[f"{name}.batch_cells"] = (
-                section.model_copy(update={"batch_cells": size}),
-                size,
-            )
+            key, size = "batch_cells", max(1, section.batch_cells // 2)
+        else:
+            continue
+        changed[name] = section.model_copy(update={key: size})
+        sizes[f"{name}.{key}"] = size
     return step.study.model_copy(update=changed), sizes
 
 
