@@ -28,6 +28,7 @@ from neumf_assets.core.progress import Progress, silent
 
 _WINDOW = 5  # iterations over which convergence is judged
 _POLISH_SWEEPS = 20
+_PLAIN_FIRST = 8  # extrapolating while the factors take shape ends in poorer optima
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ class Solver:
         while len(runs) > 1:
             for run in runs:
                 for _ in range(self.settings.trial_iterations):
-                    self.iterate(run)
+                    if not run.stopped(self.settings):
+                        self.iterate(run)
             runs.sort(key=lambda run: run.objective[-1])
             self.trials += tuple(run.objective[-1] for run in runs[len(runs) // 2 :])
             runs = runs[: len(runs) // 2]
@@ -210,7 +212,8 @@ class Solver:
 
     def iterate(self, run: Run) -> None:
         """Take one step of H, then of V and W; reject it where extrapolation raised the objective."""
-        step = run.step if self.settings.extrapolate and not run.plain and run.objective else 0.0
+        free = self.settings.extrapolate and not run.plain and len(run.objective) >= _PLAIN_FIRST
+        step = run.step if free else 0.0
         H, products, grams = self._step_cells(run, step)
         W, V = self.step_genes(run.ahead_W, run.ahead_V, products, grams)
         value = self.objective(W, V, products, grams)
