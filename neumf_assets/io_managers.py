@@ -60,9 +60,9 @@ class ArtifactIOManager(dg.ConfigurableIOManager):
         """A handle on the upstream artifact, or one for each dataset."""
         store, path = self.store.open(), context.asset_key.path
         if not context.has_asset_partitions:
-            return _get(store, storage_key(path, None))
+            return load_one(store, storage_key(path, None))
         if context.has_partition_key:
-            return _get(store, storage_key(path, context.asset_partition_key))
+            return load_one(store, storage_key(path, context.asset_partition_key))
         return load_all(store, path, context.asset_partition_keys)
 
 
@@ -85,7 +85,8 @@ def _publish_results(artifact: Artifact, names: Mapping[str, str]) -> list[Path]
     return [results / target for target in names]
 
 
-def _get(store: Store, key: tuple[str, ...]) -> Artifact:
+def load_one(store: Store, key: tuple[str, ...]) -> Artifact:
+    """A handle on an artifact; the step fails plainly where there is none."""
     try:
         return store.get(key)
     except MissingArtifact as error:

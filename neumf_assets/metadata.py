@@ -46,6 +46,7 @@ _TECHNICAL = frozenset({"name", "identity", "seed", "device", "data_sha256", "he
 """Figures that are kept together in one entry at the end."""
 
 _DIGITS = 6
+_TABLE_DIGITS = 4  # so that tables fit
 _ROWS = "rows"
 _DEVIANCE = "deviance_"
 
@@ -116,10 +117,10 @@ def shown_value(value: Any) -> Any:
     return dg.MetadataValue.json(value)
 
 
-def _short(value: float) -> float | int:
+def _short(value: float, digits: int = _DIGITS) -> float | int:
     if not math.isfinite(value):
         return value
-    return int(value) if value.is_integer() and abs(value) >= 1 else float(f"{value:.{_DIGITS}g}")
+    return int(value) if value.is_integer() and abs(value) >= 1 else float(f"{value:.{digits}g}")
 
 
 def _row_count(declared: Stage) -> str:
@@ -133,4 +134,4 @@ def _table(rows: Rows) -> dg.TableMetadataValue:
 def _cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in row.items():
         plain = value if isinstance(value, (int, float, str, bool)) else "" if value is None else str(value)
-        yield figure_name(key), _short(plain) if isinstance(plain, float) else plain
+        yield figure_name(key), _short(plain, _TABLE_DIGITS) if isinstance(plain, float) else plain

@@ -1,12 +1,12 @@
 """From a study's settings to Dagster definitions: every stage becomes an asset of the study's group."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import dagster as dg
 
-from neumf_assets.assets.catalogue import stages
+from neumf_assets.assets.catalogue import PER_DATASET, direct_inputs, stages
 from neumf_assets.assets.stage import Product, Stage, Step
 from neumf_assets.automation import condition_of
 from neumf_assets.checks import check_results, check_specs
@@ -15,12 +15,12 @@ from neumf_assets.core.measure import Cost, measured
 from neumf_assets.core.store import Artifact, Draft
 from neumf_assets.device_lock import device_turn
 from neumf_assets.home import Home
-from neumf_assets.io_managers import ArtifactIOManager, Delivery, storage_key
+from neumf_assets.io_managers import ArtifactIOManager, Delivery, load_all, load_one, storage_key
 from neumf_assets.jobs import study_jobs
 from neumf_assets.launchpad import config_schema, with_overrides
 from neumf_assets.metadata import definition_metadata, description_of, materialisation_metadata
 from neumf_assets.out_of_memory import computed
-from neumf_assets.partitions import dataset_partitions
+from neumf_assets.partitions import dataset_partitions, partitions_name
 from neumf_assets.progress_log import log_progress
 from neumf_assets.resources import DeviceResource, StoreResource
 from neumf_assets.schedules import study_schedules
@@ -51,7 +51,8 @@ def study_definitions(
         Resources to use instead of the default ones (``store``, ``device``, ``artifacts``).
     """
     declared = stages(study)
-    assets = [asset_of(study, item) for item in declared]
+    direct = direct_inputs(declared)
+    assets = [asset_of(study, item, direct[item.path]) for item in declared]
     return dg.Definitions(
         assets=assets,
         jobs=study_jobs(study, declared),
@@ -61,8 +62,8 @@ def study_definitions(
     )
 
 
-def asset_of(study: StudySettings, declared: Stage) -> dg.AssetsDefinition:
-    """The Dagster asset of one stage of one study."""
+def asset_of(study: StudySettings, declared: Stage, direct: Sequence[str]) -> dg.AssetsDefinition:
+    """The Dagster asset of one stage of one study; ``direct`` are the inputs that it shows as edges."""
 
     @dg.asset(
         key=[study.name, *declared.name],
@@ -70,7 +71,7 @@ def asset_of(study: StudySettings, declared: Stage) -> dg.AssetsDefinition:
         description=description_of(declared),
         ins={
             _input_name(name): dg.AssetIn(key=[study.name, *name.split("/")], dagster_type=dg.Any)
-            for name in declared.inputs
+            for name in direct
         },
         dagster_type=dg.Any,
         partitions_def=dataset_partitions(study.name) if declared.per_dataset else None,
@@ -95,7 +96,10 @@ def asset_of(study: StudySettings, declared: Stage) -> dg.AssetsDefinition:
 def _compute(
     study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
 ) -> Iterator[Any]:
-    named = {name: inputs[_input_name(name)] for name in declared.inputs}
+    given = {name: inputs.get(_input_name(name)) for name in declared.inputs}
+    named = {
+        n: _stored(study, declared, context, n) if found is None else found for n, found in given.items()
+    }
     step = _failing_plainly(lambda: _step(study, declared, context, named))
     # The device is held while the output is stored too: a dense matrix is computed as it is written.
     with device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}"):
@@ -109,6 +113,16 @@ def _compute(
         )
         product.discard()  # Dagster keeps every output of a run in memory
     yield from check_results(declared, study, product.checks)
+
+
+def _stored(
+    study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, name: str
+) -> Artifact | dict[str, Artifact]:
+    """An input that Dagster does not hand over, because another input depends on it already."""
+    store, path = context.resources.store.open(), (study.name, *name.split("/"))
+    if name in PER_DATASET and not declared.per_dataset:
+        return load_all(store, path, context.instance.get_dynamic_partitions(partitions_name(study.name)))
+    return load_one(store, storage_key(path, context.partition_key if declared.per_dataset else None))
 
 
 def _failing_plainly(work: Callable[[], T]) -> T:

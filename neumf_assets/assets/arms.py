@@ -93,11 +93,12 @@ def _umap(arm: Arm) -> Stage:
         """
         from neumf_assets.core.cells.store import CellEmbedding
         from neumf_assets.core.report.plots import markdown_image, umap_panels
+        from neumf_assets.core.report.wording import arm_title
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
         coordinates = _coordinates(step, cells)
         clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
-        picture = umap_panels(map_of(step, cells, coordinates, clusters), title=arm)
+        picture = umap_panels(map_of(step, cells, coordinates, clusters), title=arm_title(arm))
         return Product(
             lambda folder: _save_map(folder, cells, coordinates, picture),
             {"rows": len(coordinates)},
