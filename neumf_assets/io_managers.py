@@ -13,6 +13,7 @@ from neumf_assets.core.store import Artifact, Draft, MissingArtifact, Store, cop
 from neumf_assets.home import Home
 from neumf_assets.metadata import cost_metadata, path_metadata
 from neumf_assets.resources import StoreResource
+from neumf_assets.reuse import Unchanged
 
 
 @dataclass
@@ -32,8 +33,10 @@ class ArtifactIOManager(dg.ConfigurableIOManager):
 
     store: dg.ResourceDependency[StoreResource]
 
-    def handle_output(self, context: dg.OutputContext, obj: Delivery) -> None:
-        """Publish the product as the current version."""
+    def handle_output(self, context: dg.OutputContext, obj: Delivery | Unchanged) -> None:
+        """Publish the product as the current version, or leave the version there is."""
+        if isinstance(obj, Unchanged):
+            return
         partition = context.asset_partition_key if context.has_asset_partitions else None
         figures: dict[str, Any] = dict(obj.draft.figures)
 

@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from neumf_assets.assets.stage import Stage
-from neumf_assets.core.store import Store
+from neumf_assets.core.store import Artifact, Store
 from neumf_assets.settings import StudySettings
+
+STANDS_FOR = "stands_for"
+"""Figure of an artifact that was made in a shorter way: the fingerprint of what it takes the place of."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,24 @@ def plan(
             name: of_study[name] if name in of_study else {d: expected[d][name] for d in sorted(expected)}
             for name in item.inputs
         }
-        of_study[item.path] = item.fingerprint(study, inputs)
-        if not _current(store, study, item, None, of_study[item.path]):
+        wanted = item.fingerprint(study, inputs)
+        found = store.find((study.name, *item.name))
+        if found is not None and is_current(found, wanted, study):
+            of_study[item.path] = found.fingerprint
+        else:
+            of_study[item.path] = wanted
             stale_study.append(item)
     return Plan(datasets=stale, study=stale_study)
+
+
+def is_current(artifact: Artifact, fingerprint: str, study: StudySettings) -> bool:
+    """Whether an artifact is what the fingerprint calls for.
+
+    A model that datasets were mapped onto has a fingerprint of its own, and stands for the one trained on all
+    of them until the study asks for training.
+    """
+    stands_for = artifact.manifest.figures.get(STANDS_FOR) if study.update != "retrain" else None
+    return fingerprint in (artifact.fingerprint, stands_for)
 
 
 def _dataset_fingerprints(study: StudySettings, stages: Sequence[Stage], identity: str) -> dict[str, str]:

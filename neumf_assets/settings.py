@@ -28,17 +28,49 @@ ARMS: tuple[Arm, ...] = ("liger", "neumf_liger", "ineumf")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 NAME_RULE = "1 to 64 letters, digits, '_' and '-', the first a letter or digit"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Cron = Annotated[str, StringConstraints(pattern=r"^\s*(\S+\s+){4}\S+\s*$|^@(hourly|daily|weekly|monthly)$")]
+Update = Literal["retrain", "map", "auto"]
+
+
+class ArrivalSettings(Settings):
+    """How the inbox is watched."""
+
+    poll_seconds: int = Field(
+        30, ge=1, le=86_400, description="Seconds between two looks at the inbox, at least."
+    )
+    quiet_seconds: float = Field(
+        30.0,
+        ge=0,
+        le=86_400,
+        description="Nothing may come or change in the inbox for this long before work starts, so that files "
+        "that come together are integrated together; never waited for more than ten times as long.",
+    )
+    attempts: int = Field(
+        3, ge=1, le=100, description="Runs for the same file, where they fail through no fault of the file."
+    )
 
 
 class ScheduleSettings(Settings):
     """When a study is refreshed by itself, besides on arrival of data."""
 
-    cron: str | None = Field(
+    cron: Cron | None = Field(
         None,
-        description="Cron expression of a refresh of all that is out of date; null: only on arrival, so that "
-        "nothing runs at night unasked.",
+        description="Cron expression of a refresh of all that is out of date, as '0 2 * * *' for every night; "
+        "null: only on arrival, so that nothing runs at night unasked.",
     )
-    timezone: str = Field("UTC", description="Time zone of the cron expression.")
+    retrain: Cron | None = Field(
+        "0 3 * * 0",
+        description="Cron expression of a full training of the integrative model where datasets were only "
+        "mapped onto it (update: map or auto); weekly by default, null: never by itself.",
+    )
+    timezone: str = Field("UTC", description="Time zone of the cron expressions.")
+    fresh_within_hours: float | None = Field(
+        None,
+        gt=0,
+        le=24 * 366,
+        description="For a study that is fed regularly: results older than this are marked as overdue in the "
+        "UI; null: results are as old as the last arrival.",
+    )
 
 
 class StudySettings(Settings):
@@ -81,6 +113,16 @@ class StudySettings(Settings):
     metrics: MetricsSettings = Field(MetricsSettings(), description="Scores of the arms.")
     markers: MarkerSettings = Field(MarkerSettings(), description="Marker genes of the clusters.")
     integrated: IntegratedSettings = Field(IntegratedSettings(), description="The integrated h5ad file.")
+    update: Update = Field(
+        "retrain",
+        description="What becomes of the integrative NeuMF when datasets arrive. retrain: it is trained anew "
+        "on all of them; map: their cells are mapped onto the model as it is, which is quick; auto: mapped "
+        "while all mapped cells together stay below map_share, else trained anew.",
+    )
+    map_share: float = Field(
+        0.2, gt=0, le=10, description="auto: mapped cells, at most, as a share of the cells trained on."
+    )
+    arrival: ArrivalSettings = Field(ArrivalSettings(), description="Watching the inbox.")
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="Timed refreshes.")
 
     @model_validator(mode="after")

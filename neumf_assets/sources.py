@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from neumf_assets.core.counts.discover import DatasetFile, Inbox, is_url, list_datasets
+from neumf_assets.core.errors import BadInput
 from neumf_assets.core.store import Store
 from neumf_assets.home import Home
 from neumf_assets.settings import StudySettings
@@ -57,6 +59,16 @@ def dataset_digest(item: DatasetFile) -> str:
     with fetched(item.path, item.name, item.labels, {}) as source:
         labels = b"" if source.labels is None else source.labels.read_bytes()
         return hashlib.sha256(source.sha256.encode() + hashlib.sha256(labels).digest()).hexdigest()
+
+
+@contextmanager
+def blaming(identity: str) -> Iterator[None]:
+    """Name the content that is at fault when the body refuses it: by then another may lie in the inbox."""
+    try:
+        yield
+    except BadInput as error:
+        error.identity = identity
+        raise
 
 
 def _digest(study: StudySettings, store: Store, item: DatasetFile) -> str:

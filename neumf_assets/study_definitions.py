@@ -2,18 +2,20 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import dagster as dg
 
 from neumf_assets.assets.catalogue import PER_DATASET, direct_inputs, stages
 from neumf_assets.assets.stage import Product, Stage, Step
-from neumf_assets.automation import condition_of
-from neumf_assets.checks import check_results, check_specs
+from neumf_assets.automation import condition_of, freshness_of
+from neumf_assets.checks import check_results, check_specs, outcomes
 from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.measure import Cost, measured
 from neumf_assets.core.store import Artifact, Draft
 from neumf_assets.device_lock import device_turn
+from neumf_assets.fan_in import MADE_OF, made_of, same_state
 from neumf_assets.home import Home
 from neumf_assets.io_managers import ArtifactIOManager, Delivery, load_all, load_one, storage_key
 from neumf_assets.jobs import study_jobs
@@ -21,9 +23,13 @@ from neumf_assets.launchpad import config_schema, with_overrides
 from neumf_assets.metadata import definition_metadata, description_of, materialisation_metadata
 from neumf_assets.out_of_memory import computed
 from neumf_assets.partitions import dataset_partitions, partitions_name
+from neumf_assets.plan import STANDS_FOR
 from neumf_assets.progress_log import log_progress
+from neumf_assets.provenance import provenance
+from neumf_assets.quarantine import refusing
 from neumf_assets.resources import DeviceResource, StoreResource
-from neumf_assets.schedules import study_schedules
+from neumf_assets.reuse import CHECKS, Unchanged, kept_metadata, kept_outcomes, reusable
+from neumf_assets.schedules import RETRAIN_TAG, study_schedules
 from neumf_assets.sensors import study_sensors
 from neumf_assets.settings import StudySettings
 
@@ -52,7 +58,7 @@ def study_definitions(
     """
     declared = stages(study)
     direct = direct_inputs(declared)
-    assets = [asset_of(study, item, direct[item.path]) for item in declared]
+    assets = [asset_of(study, item, direct[item.path], declared) for item in declared]
     return dg.Definitions(
         assets=assets,
         jobs=study_jobs(study, declared),
@@ -62,8 +68,13 @@ def study_definitions(
     )
 
 
-def asset_of(study: StudySettings, declared: Stage, direct: Sequence[str]) -> dg.AssetsDefinition:
-    """The Dagster asset of one stage of one study; ``direct`` are the inputs that it shows as edges."""
+def asset_of(
+    study: StudySettings, declared: Stage, direct: Sequence[str], everything: Sequence[Stage]
+) -> dg.AssetsDefinition:
+    """The Dagster asset of one stage of one study.
+
+    ``direct`` are the inputs that it shows as edges, ``everything`` are all stages of the study.
+    """
 
     @dg.asset(
         key=[study.name, *declared.name],
@@ -83,7 +94,8 @@ def asset_of(study: StudySettings, declared: Stage, direct: Sequence[str]) -> dg
         tags={"stage": declared.group},
         metadata=definition_metadata(declared),
         pool=GPU_POOL if declared.uses_device else None,
-        automation_condition=condition_of(declared, study),
+        automation_condition=condition_of(declared, study, everything),
+        freshness_policy=freshness_of(declared, study),
         check_specs=check_specs(declared, study),
         required_resource_keys={"device", "store"},
     )
@@ -97,22 +109,45 @@ def _compute(
     study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
 ) -> Iterator[Any]:
     given = {name: inputs.get(_input_name(name)) for name in declared.inputs}
-    named = {
+    stored = {
         n: _stored(study, declared, context, n) if found is None else found for n, found in given.items()
     }
+    named = _failing_plainly(lambda: same_state(study, declared, context, stored))
     step = _failing_plainly(lambda: _step(study, declared, context, named))
+    fingerprints = {name: input_fingerprint(value) for name, value in named.items()}
+    if step.replaced is not None and reusable(declared, step.study, context, fingerprints, step.replaced):
+        yield dg.Output(
+            Unchanged(step.replaced),
+            metadata=kept_metadata(context, step.dataset),
+            data_version=dg.DataVersion(step.replaced.fingerprint),
+        )
+        yield from check_results(declared, study, kept_outcomes(step.replaced))
+        return
     # The device is held while the output is stored too: a dense matrix is computed as it is written.
     with device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}"):
         with measured() as cost:
-            product = _failing_plainly(lambda: computed(declared, step))
-        draft = _draft(step.study, declared, named, product, cost)
+            product = _failing_plainly(lambda: _product(study, declared, step, context))
+        found, origin = outcomes(declared, step, product), provenance(declared, step, named, product)
+        origin["run"] = context.run.run_id
+        extra = {CHECKS: [asdict(one) for one in found], "provenance": origin}
+        if not declared.per_dataset:
+            extra[MADE_OF] = made_of(named)
+        draft = _draft(step.study, declared, fingerprints, product, cost, extra)
         yield dg.Output(
             Delivery(product, draft),
-            metadata=materialisation_metadata(declared, product, step),
+            metadata={
+                **materialisation_metadata(declared, product, step),
+                "provenance": dg.MetadataValue.json(origin),
+            },
             data_version=dg.DataVersion(draft.fingerprint),
         )
         product.discard()  # Dagster keeps every output of a run in memory
-    yield from check_results(declared, study, product.checks)
+    yield from check_results(declared, study, found)
+
+
+def _product(study: StudySettings, declared: Stage, step: Step, context: dg.AssetExecutionContext) -> Product:
+    with refusing(study, declared, context):
+        return computed(declared, step)
 
 
 def _stored(
@@ -139,22 +174,36 @@ def _step(
     partition = context.partition_key if declared.per_dataset else None
     previous = context.resources.store.open().find(storage_key([study.name, *declared.name], partition))
     return Step(
-        study=with_overrides(study, context.op_execution_context.op_config),
+        study=_asked_for(study, context),
         inputs=inputs,
         dataset=partition,
         device=context.resources.device.resolve() if declared.uses_device else "cpu",
         scratch=Home.from_environment().scratch(study.name, declared.name, partition),
         previous=None if previous is None else previous.manifest.figures,
+        replaced=previous,
         progress=log_progress(context.log),
         log=context.log,
     )
 
 
+def _asked_for(study: StudySettings, context: dg.AssetExecutionContext) -> StudySettings:
+    """The study's settings with what this run's config and tags ask for."""
+    asked = with_overrides(study, context.op_execution_context.op_config)
+    return asked.model_copy(update={"update": "retrain"}) if RETRAIN_TAG in context.run.tags else asked
+
+
 def _draft(
-    study: StudySettings, declared: Stage, inputs: Mapping[str, Any], product: Product, cost: Cost
+    study: StudySettings,
+    declared: Stage,
+    inputs: Mapping[str, Any],
+    product: Product,
+    cost: Cost,
+    extra: Mapping[str, Any],
 ) -> Draft:
-    fingerprints = {**{name: input_fingerprint(value) for name, value in inputs.items()}, **product.sources}
-    figures = {**product.figures, "seconds": cost.seconds, "peak_memory_mib": cost.peak_mib}
+    fingerprints = {**inputs, **product.sources}
+    figures = {**product.figures, **extra, "seconds": cost.seconds, "peak_memory_mib": cost.peak_mib}
+    if inputs and product.sources:  # made in a shorter way, from more than the declared inputs
+        figures[STANDS_FOR] = declared.fingerprint(study, inputs)
     return Draft(
         fingerprint=declared.fingerprint(study, fingerprints),
         code_version=declared.code_version(study),

@@ -9,8 +9,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from neumf_assets.sensors import Watch, arrival_sensor
-from neumf_assets.settings import StudySettings
+from neumf_assets.arrival import Watch
+from neumf_assets.sensors import arrival_sensor
+from neumf_assets.settings import ArrivalSettings, StudySettings
 
 CSV = ",AAAC-1,AAAG-1\nISG15,1,0\nCD3D,0,2\n"
 
@@ -21,7 +22,7 @@ class Ticks:
     def __init__(self, inbox: Path, instance: dg.DagsterInstance) -> None:
         self.inbox, self.instance = inbox, instance
         self.cursor: str | None = None
-        self.sensor = arrival_sensor(StudySettings(name="pbmc", inbox=str(inbox)))
+        self.sensor = arrival_sensor(StudySettings(name="pbmc", inbox=str(inbox), arrival=ArrivalSettings(quiet_seconds=0)))
 
     def tick(self) -> list[str]:
         """Partitions that runs were asked for."""
@@ -129,6 +130,6 @@ def test_an_inbox_that_is_not_there_skips_with_the_reason(home: Path, tmp_path: 
 
 def test_a_departure_is_told_once() -> None:
     watch = Watch(requested={"ctrl": "x"})
-    assert watch.departures([]) == ["ctrl"]
-    assert watch.departures([]) == []
+    assert watch.departures(set()) == ["ctrl"]
+    assert watch.departures(set()) == []
     assert Watch.from_cursor(watch.to_cursor()) == watch

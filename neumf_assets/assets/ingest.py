@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.stage import Product, Step, stage
+from neumf_assets.core.counts.discover import is_url
 from neumf_assets.core.errors import BadInput
-from neumf_assets.sources import dataset_digest, find_sources, inbox_of
+from neumf_assets.sources import blaming, dataset_digest, find_sources, inbox_of
 
 if TYPE_CHECKING:
     from neumf_assets.core.counts.qc import QCReport
@@ -25,11 +26,18 @@ def raw_counts(step: Step) -> Product:
     sources = {item.name: item for item in find_sources(step.study).datasets}
     source = sources.get(step.dataset or "")
     if source is None:
-        raise BadInput(
-            inbox_of(step.study), "", f"no dataset {step.dataset!r} is there", "Put its file into the inbox"
-        )
-    digest = dataset_digest(source)
-    counts = read_counts(source.path, step.study.read, name=source.name, labels=source.labels)
+        with blaming(""):
+            raise BadInput(
+                inbox_of(step.study),
+                "",
+                f"no dataset {step.dataset!r} is there",
+                "Put its file into the inbox",
+            )
+    # A URL that cannot be reached is no fault of the file, so only what is read from here on is blamed on it.
+    digest = dataset_digest(source) if is_url(source.path) else None
+    with blaming(source.identity):
+        digest = digest or dataset_digest(source)
+        counts = read_counts(source.path, step.study.read, name=source.name, labels=source.labels)
     figures = {**_shape(counts), **dict(counts.uns["provenance"]), "identity": source.identity}
     return Product(lambda folder: save_counts(counts, folder), figures, sources={"source": digest})
 

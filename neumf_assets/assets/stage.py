@@ -76,8 +76,8 @@ def _discarded(folder: Path) -> object:
 class Step:
     """All that a stage's function may look at.
 
-    ``previous`` holds the figures of the version that this materialisation will replace, ``scratch`` is a
-    folder for checkpoints that outlives a killed step.
+    ``replaced`` is the version that this materialisation will replace and ``previous`` its figures,
+    ``scratch`` is a folder for checkpoints that outlives a killed step.
     """
 
     study: StudySettings
@@ -86,6 +86,7 @@ class Step:
     device: str = "cpu"
     scratch: Path = Path()
     previous: Mapping[str, Any] | None = None
+    replaced: Artifact | None = None
     progress: Progress = silent
     log: Any = field(default_factory=lambda: logging.getLogger("neumf_assets"))
 

@@ -22,7 +22,15 @@ class BadInput(NeumfError):
         What is wrong there.
     mend
         What the user can do about it.
+
+    Attributes
+    ----------
+    identity
+        Identity of the content that is at fault (see `DatasetFile.identity`), where it is known; empty where
+        the file is not there.
     """
+
+    identity: str | None = None
 
     def __init__(self, file: str | Path, place: str, problem: str, mend: str) -> None:
         self.file, self.place, self.problem, self.mend = str(file), place, problem, mend

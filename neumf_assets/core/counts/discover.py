@@ -34,7 +34,10 @@ _STORES = (".h5", ".hdf5", ".h5ad", ".loom")
 _MATRIX = re.compile(r"(?P<stem>.*?)[._-]?(?:matrix)?\.mtx(?:\.gz)?", re.DOTALL)
 _COMPANION = re.compile(r"(?P<stem>.*?)[._-]?(?P<kind>barcodes|features|genes)\.tsv(?:\.gz)?", re.DOTALL)
 _PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".swp", "~")
+REFUSAL_SUFFIX = ".refused.txt"
+"""Ending of the note that says why the file beside it was refused."""
 _DOCUMENTS = (
+    REFUSAL_SUFFIX,
     ".md",
     ".rst",
     ".pdf",
