@@ -1,6 +1,11 @@
 """Dagster data assets for single-cell RNA-seq: neural matrix factorization beside LIGER."""
 
+import os
 from typing import Any
+
+# Threads that wait in a spin loop take the processor from those that work: where several runs share a machine,
+# training was seen to be 30 times slower. OpenMP reads this when it is loaded, so it is set before torch is.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _COMPONENTS = ("RegisteredStudies", "Study")
 
