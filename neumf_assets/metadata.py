@@ -48,6 +48,7 @@ _TECHNICAL = frozenset({"name", "identity", "seed", "device", "data_sha256", "he
 _DIGITS = 6
 _TABLE_DIGITS = 4  # so that tables fit
 _ROWS = "rows"
+_ROW_COUNT = "dagster/row_count"  # a name that Dagster knows, for tables without partitions
 _DEVIANCE = "deviance_"
 
 
@@ -72,7 +73,7 @@ def materialisation_metadata(declared: Stage, product: Product, step: Step) -> d
     shown.update({title: _table(rows) for title, rows in product.tables.items() if rows})
     for key, value in product.figures.items():
         if key not in technical and value is not None:
-            name = _row_count(declared) if key == _ROWS else figure_name(key)
+            name = _ROW_COUNT if key == _ROWS and not declared.per_dataset else figure_name(key)
             shown[name] = shown_value(value)
     if declared.uses_device:
         shown["device"] = step.device
@@ -121,10 +122,6 @@ def _short(value: float, digits: int = _DIGITS) -> float | int:
     if not math.isfinite(value):
         return value
     return int(value) if value.is_integer() and abs(value) >= 1 else float(f"{value:.{digits}g}")
-
-
-def _row_count(declared: Stage) -> str:
-    return "dagster/partition_row_count" if declared.per_dataset else "dagster/row_count"
 
 
 def _table(rows: Rows) -> dg.TableMetadataValue:
