@@ -105,7 +105,10 @@ class StudySettings(Settings):
     evaluation: EvaluationSettings = Field(
         EvaluationSettings(), description="Held-out evaluation of each dataset's model."
     )
-    liger: LigerSettings = Field(LigerSettings(), description="The LIGER arms.")
+    liger: LigerSettings = Field(
+        LigerSettings(n_genes=2000),
+        description="The LIGER arms; with as many genes as the integrative NeuMF, so that arms are compared alike.",
+    )
     ineumf: NeuMFSettings = Field(ineumf_defaults(), description="The integrative NeuMF over all datasets.")
     align: AlignSettings = Field(AlignSettings(), description="Alignment of the integrative NeuMF's cells.")
     clusters: ClusterSettings = Field(ClusterSettings(), description="Neighbour graph and clusters of cells.")

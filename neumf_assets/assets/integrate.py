@@ -50,7 +50,8 @@ _EMBEDDING_SETTINGS = (
 def shared_genes(step: Step) -> Product:
     """The genes that LIGER uses: those that vary more than counting noise explains, in any dataset.
 
-    Only genes that every dataset has. By default all above a threshold; `liger.n_genes` takes a fixed number.
+    Only genes that every dataset has. By default 2,000 of them, as many as the integrative NeuMF uses;
+    `liger.n_genes: null` takes all above a threshold instead.
     """
     import numpy as np
     import pandas as pd
@@ -132,11 +133,11 @@ def _columns(data: ad.AnnData, genes: list[str]) -> sp.csr_matrix:
 
 
 def _factorise(step: Step, parts: Sequence[Any], datasets: list[str], genes: list[str]) -> Product:
-    from neumf_assets.core.liger.inmf import inmf
+    from neumf_assets.core.liger.chain import factorise
     from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.report.plots import loss_curve_svg, markdown_image, objective_curve
 
-    result = inmf(parts, step.study.liger, device=step.device, progress=step.progress)
+    result = factorise(parts, step.study.liger, device=step.device, progress=step.progress)
     named = NamedFactors(result, tuple(datasets), tuple(genes))
     curve = {"objective": result.objective}
     return Product(
