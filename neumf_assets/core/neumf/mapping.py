@@ -123,7 +123,7 @@ def _initial_state(model: NeuMFModel, data: Data, known: NDArray[np.intp], like:
     genes = torch.as_tensor(known, device=data.device)
     shifts = model.tables["shifts"].new_zeros(1, known.size, layout.shift_columns)
     if like is None:
-        shifts[0, :, -1] = data.gene_bias[0]
+        shifts[0, :, -1] = model.reference_bias[genes]
     elif like in model.dataset_names:
         shifts[0] = model.tables["shifts"][model.dataset_names.index(like), genes]
     else:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix
 from torch import Tensor
@@ -127,7 +128,7 @@ class NeuMFModel:
         try:
             described = json.loads((folder / DESCRIPTION).read_text())
             tensors = load_file(folder / WEIGHTS, device=device)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise BadInput(folder, "", f"no readable model ({error})", "Train the model again") from error
         settings = NeuMFSettings(**described["settings"])
         layout = Layout.of(settings, described["n_datasets"], shifted=described["shifted"])

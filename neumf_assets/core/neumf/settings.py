@@ -247,9 +247,12 @@ def notebook_preset() -> NeuMFSettings:
         n_genes=None,
         epochs=20,
         learning_rate=0.001,
+        cell_learning_rate=0.001,
+        tower_learning_rate=0.001,
         schedule="constant",
         warmup=0.0,
         weight_decay=0.0,
+        tower_weight_decay=0.0,
         pretrain="none",
     )
 
