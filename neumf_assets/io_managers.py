@@ -25,10 +25,10 @@ class Delivery:
 
 
 class ArtifactIOManager(dg.ConfigurableIOManager):
-    """Stores a :class:`Delivery` under ``<study>/<asset>/<partition>`` and loads :class:`Artifact` handles.
+    """Stores every result under study/asset/partition, whole or not at all, and hands on where it is.
 
-    An unpartitioned asset that takes a partitioned one gets a dict by partition key, whatever the number of
-    partitions; partitions that were deleted or never materialised are left out.
+    An asset of the study that takes one of the datasets gets a dict by dataset, however many there are;
+    datasets that were deleted or never materialised are left out.
     """
 
     store: dg.ResourceDependency[StoreResource]

@@ -1,15 +1,18 @@
 """Dagster resources: where artifacts live, and on which device models are trained."""
 
 import dagster as dg
+from pydantic import Field
 
 from neumf_assets.core.store import Store
 from neumf_assets.home import DEVICES, Home, requested_device
 
 
 class StoreResource(dg.ConfigurableResource):
-    """The artifact store; empty settings mean ``NEUMF_STORAGE`` and ``NEUMF_HOME``."""
+    """Where artifacts are stored."""
 
-    root: str = ""
+    root: str = Field(
+        "", description="Folder or fsspec URL. Empty: NEUMF_STORAGE, else storage/ in NEUMF_HOME."
+    )
 
     def open(self) -> Store:
         """The store at ``root``."""
@@ -18,9 +21,11 @@ class StoreResource(dg.ConfigurableResource):
 
 
 class DeviceResource(dg.ConfigurableResource):
-    """Chooses the device: ``auto`` takes a CUDA device where there is one; empty means ``NEUMF_DEVICE``."""
+    """The device on which models are trained."""
 
-    device: str = ""
+    device: str = Field(
+        default="", description="auto (CUDA where there is one), cpu or cuda. Empty: NEUMF_DEVICE, else auto."
+    )
 
     def resolve(self) -> str:
         """``cpu`` or ``cuda``.
