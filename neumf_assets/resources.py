@@ -11,7 +11,7 @@ class StoreResource(dg.ConfigurableResource):
     """Where artifacts are stored."""
 
     root: str = Field(
-        "", description="Folder or fsspec URL. Empty: NEUMF_STORAGE, else storage/ in NEUMF_HOME."
+        default="", description="Folder or fsspec URL. Empty: NEUMF_STORAGE, else storage/ in NEUMF_HOME."
     )
 
     def open(self) -> Store:
