@@ -258,5 +258,19 @@ def notebook_preset() -> NeuMFSettings:
 
 
 def ineumf_defaults() -> NeuMFSettings:
-    """Return the settings of the integrative model: few dimensions, so that the cells' space stays common."""
-    return NeuMFSettings(kind="gmf", gmf_size=20, n_genes=2000, epochs=20, shift_penalty=1.0)
+    """Return the settings of the integrative model.
+
+    Few dimensions, so that the cells' space stays common; more and larger steps than for denoising, since an
+    embedding that has not converged separates cell types badly; hardly any dataset-specific embedding, since
+    what the gene biases leave is better taken out of the cells' centroids afterwards.
+    """
+    return NeuMFSettings(
+        kind="gmf",
+        gmf_size=20,
+        n_genes=2000,
+        epochs=80,
+        cell_learning_rate=0.1,
+        learning_rate=0.03,
+        weight_decay=10.0,
+        shift_penalty=3000.0,
+    )
