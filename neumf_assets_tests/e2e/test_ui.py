@@ -139,6 +139,14 @@ def test_partition_view_tells_the_failed_dataset_from_the_healthy_ones(page: Pag
     expect(page.get_by_text("SHA-256 of the source")).to_be_visible()
 
 
+@pytest.mark.usefixtures("backfill")
+def test_checks_name_the_refused_file_with_the_reason(page: Page) -> None:
+    page.goto(f"{ASSET}/raw_counts?view=checks")
+    page.get_by_text("nothing_refused").first.click()
+    expect(page.get_by_text("Refused: late.").first).to_be_visible()
+    expect(page.get_by_text(re.compile("line 2, column 3")).first).to_be_visible()
+
+
 def test_failed_run_names_the_file_the_place_and_the_mend(server: Server, page: Page, backfill: str) -> None:
     runs = server.ask(
         """query Failed { runsOrError(filter: {statuses: [FAILURE]}, limit: 1) {
@@ -172,17 +180,20 @@ def test_run_page_shows_progress_of_the_training(server: Server, page: Page) -> 
     expect(page.get_by_text(line).first).to_be_visible()
 
 
-def test_launchpad_documents_the_settings(page: Page) -> None:
+def test_launchpad_documents_the_settings_and_refuses_unknown_ones(page: Page) -> None:
     page.goto(f"/locations/{LOCATION}/jobs/{STUDY}_train/playground")
+    above = f"ops:\n  {STUDY}__neumf_model:\n    config:\n      model:\n        "
     editor = page.locator(".CodeMirror").first
-    editor.click()
-    page.keyboard.press("Control+A")
-    page.keyboard.insert_text(f"ops:\n  {STUDY}__neumf_model:\n    config:\n      model:\n        epochs: 5")
+    for setting, said in (
+        ("epochz: 5", re.compile("unexpected config entry.*epochz")),
+        ("epochs: 5", re.compile("^No errors$")),
+    ):
+        editor.click()
+        page.keyboard.press("Control+A")
+        page.keyboard.insert_text(above + setting)
+        expect(page.get_by_text(said).first).to_be_visible()
     expect(page.get_by_text(re.compile("Batch normalisation of the hidden layers"))).to_be_visible()
     expect(page.get_by_text(re.compile("Allowed: at least 1, at most")).first).to_be_visible()
-    page.get_by_role("button", name="Scaffold all default config").click()
-    page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
-    expect(editor).to_contain_text("batch_norm: false")
 
 
 def test_automation_page_lists_sensors_and_schedule(page: Page) -> None:
