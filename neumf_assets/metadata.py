@@ -53,9 +53,26 @@ _DEVIANCE = "deviance_"
 
 
 def description_of(declared: Stage) -> str:
-    """The stage's description; that of an arm's stage begins with the arm's name, which graphs leave out."""
-    arm = declared.name[0]
-    return f"{arm_title(arm)} · {declared.description}" if arm in ARMS else declared.description
+    """The stage's description; that of an arm's stage begins with the arm's name."""
+    arm = arm_of(declared)
+    return f"{arm_title(arm)} · {declared.description}" if arm else declared.description
+
+
+def kinds_of(declared: Stage) -> set[str]:
+    """The stage's kinds, and its arm: a node in the graph shows these but not the first part of its key."""
+    arm = arm_of(declared)
+    return {*declared.kinds, arm} if arm else set(declared.kinds)
+
+
+def tags_of(declared: Stage) -> dict[str, str]:
+    """What to filter assets by."""
+    arm = arm_of(declared)
+    return {"stage": declared.group, **({"arm": arm} if arm else {})}
+
+
+def arm_of(declared: Stage) -> str | None:
+    """The arm that a stage belongs to."""
+    return declared.name[0] if declared.name[0] in ARMS else None
 
 
 def definition_metadata(declared: Stage) -> dict[str, Any]:

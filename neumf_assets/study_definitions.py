@@ -20,7 +20,13 @@ from neumf_assets.home import Home
 from neumf_assets.io_managers import ArtifactIOManager, Delivery, load_all, load_one, storage_key
 from neumf_assets.jobs import study_jobs
 from neumf_assets.launchpad import config_schema, with_overrides
-from neumf_assets.metadata import definition_metadata, description_of, materialisation_metadata
+from neumf_assets.metadata import (
+    definition_metadata,
+    description_of,
+    kinds_of,
+    materialisation_metadata,
+    tags_of,
+)
 from neumf_assets.out_of_memory import computed
 from neumf_assets.partitions import dataset_partitions, partitions_name
 from neumf_assets.plan import STANDS_FOR
@@ -89,9 +95,9 @@ def asset_of(
         config_schema=config_schema(study, declared.settings),
         io_manager_key="artifacts",
         code_version=declared.code_version(study),
-        kinds=set(declared.kinds),
+        kinds=kinds_of(declared),
         owners=list(study.owners),
-        tags={"stage": declared.group},
+        tags=tags_of(declared),
         metadata=definition_metadata(declared),
         pool=GPU_POOL if declared.uses_device else None,
         automation_condition=condition_of(declared, study, everything),
