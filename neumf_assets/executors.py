@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dagster._core.execution.step_dependency_config import StepDependencyConfig
 
 # Imported once, by the server that step processes are forked from; each would take seconds in every step.
-# None of them starts a thread or touches a GPU at import, which a fork would not survive.
+# None of them starts a thread or touches a GPU at import, which a fork would not survive; polars does.
 PRELOADED = (
     "dagster._core.executor.multiprocess",
     "neumf_assets.definitions",
@@ -29,7 +29,6 @@ PRELOADED = (
     "scipy.sparse",
     "sklearn",
     "pyarrow.parquet",
-    "polars",
 )
 
 
