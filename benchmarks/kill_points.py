@@ -257,11 +257,11 @@ def _count_operations(folders: list[Path], die_at: int | None) -> Any:
     places, seen = tuple(str(folder) for folder in folders), [0]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _OPERATIONS and arguments and isinstance(arguments[0], (str, os.PathLike)):
-            if str(arguments[0]).startswith(places):
-                seen[0] += 1
-                if seen[0] == die_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        if event not in _OPERATIONS or not arguments or not isinstance(arguments[0], (str, os.PathLike)):
+            return
+        seen[0] += str(arguments[0]).startswith(places)
+        if seen[0] == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
     return lambda: seen[0]

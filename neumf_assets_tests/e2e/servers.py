@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import contextlib
-import glob
 import json
 import os
 import re
@@ -97,9 +96,10 @@ class Postgres(Server):
     user, password, database = "neumf", "secret", "neumf"
 
     def __init__(self) -> None:
-        found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb")) or [shutil.which("initdb") or ""]
-        need(found[-1], "postgresql")
-        binaries = Path(found[-1]).parent
+        installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        found = installed[-1] if installed else shutil.which("initdb")
+        need(found, "postgresql")
+        binaries = Path(str(found)).parent
         self.folder = Path(tempfile.mkdtemp(prefix="neumf-postgres-"))
         self.port = free_port()
         data = self.folder / "data"
