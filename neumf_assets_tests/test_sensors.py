@@ -22,7 +22,9 @@ class Ticks:
     def __init__(self, inbox: Path, instance: dg.DagsterInstance) -> None:
         self.inbox, self.instance = inbox, instance
         self.cursor: str | None = None
-        self.sensor = arrival_sensor(StudySettings(name="pbmc", inbox=str(inbox), arrival=ArrivalSettings(quiet_seconds=0)))
+        self.sensor = arrival_sensor(
+            StudySettings(name="pbmc", inbox=str(inbox), arrival=ArrivalSettings(quiet_seconds=0))
+        )
 
     def tick(self) -> list[str]:
         """Partitions that runs were asked for."""
