@@ -13,6 +13,7 @@ from operator import and_
 
 import dagster as dg
 
+from neumf_assets.assets.catalogue import PER_DATASET, direct_inputs
 from neumf_assets.assets.stage import Stage
 from neumf_assets.settings import StudySettings
 
@@ -33,7 +34,9 @@ def condition_of(
         return None
     condition = dg.AutomationCondition
     rebuilt = rebuilt_when(condition.newly_missing() | any_deps_changed())
-    return reduce(and_, datasets_at_rest(study, everything), rebuilt)
+    if not PER_DATASET & set(direct_inputs(everything)[declared.path]):
+        return rebuilt  # follows what it depends on
+    return reduce(and_, study_at_rest(study, everything), rebuilt)
 
 
 def rebuilt_when(trigger: dg.AutomationCondition) -> dg.AutomationCondition:
@@ -61,21 +64,26 @@ def any_deps_changed() -> dg.AutomationCondition:
     return condition.any_deps_match(updated | condition.will_be_requested()).with_label("any_deps_changed")
 
 
-def datasets_at_rest(study: StudySettings, everything: Sequence[Stage]) -> list[dg.AutomationCondition]:
-    """No dataset's asset is queued or in progress, and what the study takes from datasets is there.
+def study_at_rest(study: StudySettings, everything: Sequence[Stage]) -> list[dg.AutomationCondition]:
+    """No run is queued or in progress, and what the study takes from datasets is there.
 
-    Also for assets further down, or an arm that is ready early would be compared with the old version of one
-    that is not.
+    Otherwise an arm that is ready early would be compared with the old version of one that is not, and what a
+    rebuild has made already would be made again while the rest of it is under way. Looking at the last assets
+    of a dataset's run and of a rebuild is enough.
     """
     condition = dg.AutomationCondition
-    own = [item for item in everything if item.per_dataset]
-    taken = {name for item in everything if not item.per_dataset for name in item.inputs}
+    followed = {
+        name: [item.per_dataset for item in everything if name in item.inputs]
+        for name in (item.path for item in everything)
+    }
 
     def of_any(item: Stage, what: dg.AutomationCondition) -> dg.AutomationCondition:
         return condition.asset_matches([study.name, *item.name], what)
 
-    resting = [~of_any(item, condition.in_progress()) for item in own]
-    return [*resting, *(~of_any(item, condition.missing()) for item in own if item.path in taken)]
+    last = [item for item in everything if item.per_dataset not in followed[item.path]]
+    resting = [~of_any(item, condition.in_progress()) for item in last]
+    taken = [item for item in last if item.per_dataset and followed[item.path]]
+    return [*resting, *(~of_any(item, condition.missing()) for item in taken)]
 
 
 def freshness_of(declared: Stage, study: StudySettings) -> dg.FreshnessPolicy | None:
