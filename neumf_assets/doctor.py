@@ -230,7 +230,7 @@ def check_instance() -> Iterator[Finding]:
         yield Finding(
             "problem",
             "instance",
-            f"{file}: {type(error).__name__}: {_one_line(error)}",
+            f"{file}: {type(error).__name__}: {_one_line(_first_cause(error))}",
             f"correct {file} and the variables that it names, and see that its database is up",
         )
         return
@@ -394,6 +394,12 @@ def _existing(path: Path) -> Path:
 
 def _user() -> str:
     return os.environ.get("USER") or f"user {os.getuid()}" if hasattr(os, "getuid") else "this user"
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return error
 
 
 def _one_line(error: object) -> str:
