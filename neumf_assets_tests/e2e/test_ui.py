@@ -134,17 +134,12 @@ def test_partition_view_tells_the_failed_dataset_from_the_healthy_ones(page: Pag
         expect(partition(page, name)).to_be_visible()
     partition(page, "late").click()
     expect(page.get_by_text("failed, and did not materialize this asset")).to_be_visible()
+    expect(
+        page.get_by_text(re.compile("line 2, column 3.*put 0 where nothing was seen")).first
+    ).to_be_visible()
     partition(page, "ctrl").click()
     expect(page.get_by_text("Materialized", exact=True).first).to_be_visible()
     expect(page.get_by_text("SHA-256 of the source")).to_be_visible()
-
-
-@pytest.mark.usefixtures("backfill")
-def test_checks_name_the_refused_file_with_the_reason(page: Page) -> None:
-    page.goto(f"{ASSET}/raw_counts?view=checks")
-    page.get_by_text("nothing_refused").first.click()
-    expect(page.get_by_text("Refused: late.").first).to_be_visible()
-    expect(page.get_by_text(re.compile("line 2, column 3")).first).to_be_visible()
 
 
 def test_failed_run_names_the_file_the_place_and_the_mend(server: Server, page: Page, backfill: str) -> None:
