@@ -18,8 +18,8 @@ import dagster as dg
 import pytest
 
 import neumf_assets.study_definitions as study_definitions
-from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step
 from neumf_assets.arrival import Look, look
+from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step
 from neumf_assets.jobs import job_name
 from neumf_assets.partitions import partitions_name
 from neumf_assets.reuse import REUSE_TAG
@@ -41,12 +41,16 @@ def counts_csv(seed: int = 0) -> str:
 BROKEN = ",G0,G1\nc0,1,x\nc1,0,3\n"
 
 
-def stubbed(monkeypatch: pytest.MonkeyPatch, during: Callable[[Stage, Step], None] | None = None) -> None:
-    """Replace what the stages compute; ``during`` is called from within each of them."""
+def stubbed(
+    monkeypatch: pytest.MonkeyPatch,
+    during: Callable[[Stage, Step], None] | None = None,
+    real: frozenset[str] = frozenset({"raw_counts"}),
+) -> None:
+    """Replace what the stages compute but the ``real`` ones; ``during`` is called from within the others."""
     original = study_definitions.asset_of
 
     def asset_of(study: StudySettings, declared: Stage, *others: Any) -> dg.AssetsDefinition:
-        if declared.path != "raw_counts":
+        if declared.path not in real:
             declared = dataclasses.replace(declared, compute=_writes_a_line(declared, during))
         return original(study, declared, *others)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.inputs import load_all_counts, scaled_counts, selected_genes
 from neumf_assets.assets.model import loss_pictures, model_figures
 from neumf_assets.assets.stage import Product, Stage, Step, stage
+from neumf_assets.assets.update import mapped_model, mapping_plan, update_figures
 from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import scipy.sparse as sp
 
+    from neumf_assets.core.neumf.model import NeuMFModel
     from neumf_assets.core.report.content import Curves, FactorGenes
 
 _GENES_SHOWN = 10
@@ -196,16 +198,29 @@ def ineumf_model(step: Step) -> Product:
     """One NeuMF over all datasets: the integrative model.
 
     A gene has a part that all datasets share and a part of its own in each dataset, kept small by a penalty.
-    What differs between datasets goes there, so that the cells of all of them lie in one common space.
+    What differs between datasets goes there, so that the cells of all of them lie in one common space. Where
+    the study's `update` allows it, datasets that arrive later are mapped onto the model as it is.
     """
+    counts = load_all_counts(step)
+    cells = {name: data.n_obs for name, data in counts.items()}
+    plan = mapping_plan(ineumf_model, step, cells)
+    model = _train_ineumf(step, counts) if plan is None else mapped_model(plan, step, counts)
+    return Product(
+        model.save,
+        {**model_figures(model), **update_figures(plan, cells)},
+        pictures=loss_pictures(model),
+        sources={} if plan is None else {"mapped_onto": plan.onto.fingerprint},
+    )
+
+
+def _train_ineumf(step: Step, counts: Mapping[str, ad.AnnData]) -> NeuMFModel:
     import numpy as np
 
     from neumf_assets.core.counts.stack import stack_shared
     from neumf_assets.core.neumf.train import fit
 
-    counts = load_all_counts(step)
     matrix, genes = stack_shared(counts)
-    model = fit(
+    return fit(
         matrix,
         step.study.ineumf,
         gene_names=np.asarray(genes, dtype=np.str_),
@@ -216,7 +231,6 @@ def ineumf_model(step: Step) -> Product:
         progress=step.progress,
         checkpoint_dir=step.scratch,
     )
-    return Product(model.save, model_figures(model), pictures=loss_pictures(model))
 
 
 @stage(

@@ -1,0 +1,108 @@
+"""When datasets arrive: whether the integrative model is trained anew, or their cells are mapped onto it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from neumf_assets.assets.stage import Stage, Step
+from neumf_assets.core.store import Artifact
+
+if TYPE_CHECKING:
+    import anndata as ad
+
+    from neumf_assets.core.neumf.model import NeuMFModel
+
+TRAINED_ON = "trained_on"
+MAPPED = "mapped"
+
+
+@dataclass(frozen=True)
+class MappingPlan:
+    """What can be mapped.
+
+    Attributes
+    ----------
+    onto
+        The stored model.
+    trained
+        Datasets that it was trained on, all of them unchanged.
+    new
+        Datasets to map: not in it yet, or changed since they were mapped.
+    """
+
+    onto: Artifact
+    trained: tuple[str, ...]
+    new: tuple[str, ...]
+
+
+def mapping_plan(declared: Stage, step: Step, cells: Mapping[str, int]) -> MappingPlan | None:
+    """How to bring the stored model up to date by mapping, or None where it has to be trained.
+
+    It is trained where the study's ``update`` says so, where there is no model or its settings or code changed,
+    where a dataset that it was trained on changed or is gone, where nothing is new, and with ``auto`` where
+    the mapped cells would exceed the share ``map_share`` of those trained on.
+
+    Parameters
+    ----------
+    declared, step
+        The model's stage, and its step.
+    cells
+        Number of cells by dataset.
+    """
+    study, stored = step.study, step.replaced
+    if study.update == "retrain" or stored is None or TRAINED_ON not in stored.manifest.figures:
+        return None
+    now = {name: artifact.fingerprint for name, artifact in step.all("counts").items()}
+    before, trained = stored.manifest.inputs["counts"], tuple(stored.manifest.figures[TRAINED_ON])
+    same = {name for name in now if now[name] == before.get(name)}
+    if stored.manifest.code_version != declared.code_version(study) or not same.issuperset(trained):
+        return None
+    mapped_cells = sum(count for name, count in cells.items() if name not in trained)
+    if study.update == "auto" and mapped_cells > study.map_share * sum(cells[name] for name in trained):
+        return None
+    new = tuple(name for name in now if name not in same)
+    return MappingPlan(stored, trained, new) if new or set(now) != set(before) else None
+
+
+def mapped_model(plan: MappingPlan, step: Step, counts: Mapping[str, ad.AnnData]) -> NeuMFModel:
+    """The stored model with the new datasets mapped onto it, datasets in the order of ``counts``."""
+    import numpy as np
+    import scipy.sparse as sp
+
+    from neumf_assets.core.counts.stack import shared_genes
+    from neumf_assets.core.neumf.join import join
+    from neumf_assets.core.neumf.mapping import map_dataset
+    from neumf_assets.core.neumf.model import NeuMFModel
+
+    base = NeuMFModel.load(plan.onto.path, device=step.device)
+    trained_genes = set(shared_genes({name: counts[name] for name in plan.trained}))
+    mapped = []
+    for name in plan.new:
+        data = counts[name]
+        columns = np.flatnonzero([gene in trained_genes for gene in data.var_names])
+        mapped.append(
+            map_dataset(
+                base,
+                sp.csr_matrix(data.X)[:, columns],
+                gene_names=data.var_names.to_numpy(str)[columns],
+                cell_names=data.obs_names.to_numpy(str),
+                name=name,
+                progress=step.progress,
+                checkpoint_dir=step.scratch / name,
+            )
+        )
+    return join(base, mapped, list(counts))
+
+
+def update_figures(plan: MappingPlan | None, cells: Mapping[str, int]) -> dict[str, Any]:
+    """What the figures say about how a model came to its datasets."""
+    trained = dict(cells) if plan is None else {name: cells[name] for name in plan.trained}
+    mapped = {name: count for name, count in cells.items() if name not in trained}
+    return {
+        TRAINED_ON: trained,
+        MAPPED: mapped,
+        "trained_cells": sum(trained.values()),
+        "mapped_cells": sum(mapped.values()),
+    }
