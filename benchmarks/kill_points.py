@@ -287,13 +287,19 @@ def _size(path: Path) -> int:
 
 
 def main(quick: bool = False) -> dict[str, Any]:
-    """Kill every kind of asset at ``POINTS`` points."""
+    """Kill every kind of asset at ``POINTS`` points.
+
+    ``NEUMF_KILL_POINTS`` sets another number, ``NEUMF_KILL_ASSETS`` names some assets only.
+    """
     points = int(os.environ.get("NEUMF_KILL_POINTS") or (QUICK_POINTS if quick else POINTS))
     rows = []
     with tempfile.TemporaryDirectory(prefix="neumf-kill-points-") as name:
         campaign = Campaign(Path(name) / "home")
         campaign.build()
+        chosen = os.environ.get("NEUMF_KILL_ASSETS", "").split()
         for kind in campaign.kinds():
+            if chosen and kind.stage not in chosen:
+                continue
             tally = campaign.examine(kind, points)
             rows.append({"asset": kind.stage, **vars(tally)})
             harness.say(f"{kind.stage}: {vars(tally)}")

@@ -114,6 +114,13 @@ def _status(site: Deployment, run: str) -> str:
         return "UNKNOWN"  # the web interface is being started again
 
 
+def _answers(site: Deployment) -> bool:
+    try:
+        return bool(_runs(site))
+    except OSError:
+        return False
+
+
 def _ended(site: Deployment, run: str, seconds: float = 300) -> str:
     return str(
         wait_for(
@@ -253,6 +260,7 @@ def test_a_database_that_goes_away_for_a_while_ends_no_service(built: Deployment
     for name, server in built.services.items():
         assert isinstance(server, Server) and server.process is not None
         assert server.process.poll() is None, f"{name} ended\n{built.logs()}"
+    wait_for(lambda: _answers(built), "the web interface's new connection", 60)
     assert _ended(built, _launch(built, "ingest", "ctrl")) == "SUCCESS", built.logs()
 
 

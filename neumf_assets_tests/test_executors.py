@@ -1,0 +1,227 @@
+"""The executors: chosen by a variable, with as many steps at a time as there are usable processors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.executor.multiprocess import MultiprocessExecutor
+
+from neumf_assets import executors
+from neumf_assets.core.errors import BadSettings
+from neumf_assets.executors import EXECUTORS, PRELOADED, executor
+from neumf_assets.home import Home
+from neumf_assets.orphans import alive, dead_runs, fail_dead_runs
+
+MULTIPROCESS = """
+import os, sys
+import dagster as dg
+from neumf_assets.executors import executor
+
+@dg.op(out=dg.Out(io_manager_key="io"))
+def first(context):
+    import json
+    from neumf_assets.home import Home
+    runs = Home.from_environment().run_locks
+    lines = [",".join(sorted(p.name for p in runs.iterdir())), str(os.getpid())]
+    lines.append(",".join(sorted(m for m in ("torch", "sklearn", "polars") if m in sys.modules)))
+    open(os.environ["SAID"], "w").write(chr(10).join(lines))
+    return 1
+
+@dg.op
+def second(number: int):
+    import polars as pl  # its threads must work in a forked step
+    import torch
+    assert pl.DataFrame({"a": [1, 2, 3]}).lazy().group_by("a").agg(pl.len()).collect().height == 3
+    assert float((torch.ones(200, 200) @ torch.ones(200, 200)).sum()) == 200.0**3
+
+@dg.job(executor_def=executor(), resource_defs={"io": dg.fs_io_manager})
+def both():
+    second(first())
+
+if __name__ == "__main__":
+    with dg.DagsterInstance.get() as instance:
+        with dg.execute_job(dg.reconstructable(both), instance=instance) as result:
+            print(result.run_id if result.success else "failed", os.getpid())
+"""
+
+
+def test_in_process_is_the_default(home: Path) -> None:
+    assert executor() is EXECUTORS["in_process"]
+
+
+def test_the_variable_chooses(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEUMF_EXECUTOR", "multiprocess")
+    assert executor().name == "multiprocess"
+
+
+def test_a_wrong_name_lists_the_right_ones(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEUMF_EXECUTOR", "threads")
+    with pytest.raises(BadSettings, match="in_process, multiprocess"):
+        executor()
+
+
+def _inner(config: dict[str, object]) -> MultiprocessExecutor:
+    """The executor that Dagster makes of a run's configuration."""
+    chosen = EXECUTORS["multiprocess"]
+    resolved = chosen.apply_config_mapping({"config": config})
+    assert resolved.success, resolved.errors
+    assert chosen.executor_creation_fn is not None
+    context = dg.InitExecutorContext(
+        job=InMemoryJob(_job()),
+        executor_def=chosen,
+        executor_config=resolved.value["config"],
+        instance=dg.DagsterInstance.ephemeral(),
+    )
+    made = chosen.executor_creation_fn(context)
+    assert isinstance(made, executors.AliveExecutor)
+    assert isinstance(made._inner, MultiprocessExecutor)
+    return made._inner
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_steps_at_a_time_follow_the_usable_processors(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
+    monkeypatch.setattr(executors, "usable_cpus", lambda: cpus)
+    inner = _inner({})
+    assert inner._max_concurrent == cpus
+    assert inner._start_method == "forkserver"
+    assert tuple(inner._explicit_forkserver_preload or ()) == PRELOADED
+
+
+def test_a_run_may_still_choose_for_itself() -> None:
+    assert _inner({"max_concurrent": 7})._max_concurrent == 7
+
+
+def test_forked_steps_find_torch_loaded_and_the_run_is_known_to_live(home: Path, tmp_path: Path) -> None:
+    folders = Home.from_environment()
+    folders.prepare()
+    (tmp_path / "program.py").write_text(MULTIPROCESS)
+    said = tmp_path / "said"
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        env={
+            **os.environ,
+            "NEUMF_EXECUTOR": "multiprocess",
+            "DAGSTER_HOME": str(folders.dagster),
+            "SAID": str(said),
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run_id, parent = done.stdout.split()[-2:]
+    living, process, loaded = said.read_text().splitlines()
+    assert living == run_id
+    assert process != parent
+    assert loaded == "sklearn,torch"
+    assert list(folders.run_locks.iterdir()) == []
+
+
+def test_nothing_preloaded_breaks_in_a_fork() -> None:
+    """Polars starts threads that a fork loses, so that its first use in a step would never end."""
+    program = (
+        "import importlib, sys\n"
+        f"for name in {PRELOADED!r}: importlib.import_module(name)\n"
+        "print('polars' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+LIVE = """
+import sys, time
+from neumf_assets.home import Home
+from neumf_assets.orphans import alive
+with alive(Home.from_environment(), sys.argv[1]):
+    print("alive", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("cancelling", [False, True])
+def test_a_dead_run_is_failed_and_a_living_one_left_alone(home: Path, cancelling: bool) -> None:
+    folders = Home.from_environment()
+    folders.prepare()
+    with dg.DagsterInstance.from_config(str(folders.dagster)) as instance:
+        run = _started(instance)
+        process = subprocess.Popen(
+            [sys.executable, "-c", LIVE, run.run_id], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            assert fail_dead_runs(instance, folders) == []
+            if cancelling:
+                instance.report_run_canceling(run)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert [found.run_id for found in dead_runs(instance, folders)] == [run.run_id]
+            assert fail_dead_runs(instance, folders) == [run.run_id]
+            assert fail_dead_runs(instance, folders) == []
+        finally:
+            process.kill()
+            process.wait()
+        ended = instance.get_run_by_id(run.run_id)
+        assert ended is not None
+        assert ended.status.value == ("CANCELED" if cancelling else "FAILURE")
+
+
+def test_a_run_of_somebody_else_is_left_alone(home: Path) -> None:
+    folders = Home.from_environment()
+    folders.prepare()
+    with dg.DagsterInstance.from_config(str(folders.dagster)) as instance:
+        run = _started(instance)
+        with alive(folders, "another"):
+            assert fail_dead_runs(instance, folders) == []
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None and found.status == dg.DagsterRunStatus.STARTED
+
+
+def test_the_launcher_reports_the_death_of_a_run(home: Path) -> None:
+    from dagster._core.launcher import WorkerStatus
+
+    folders = Home.from_environment()
+    folders.prepare()
+    with dg.DagsterInstance.from_config(str(folders.dagster)) as instance:
+        launcher, run = instance.run_launcher, _started(instance)
+        assert launcher.supports_check_run_worker_health
+        assert launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+        process = subprocess.Popen(
+            [sys.executable, "-c", LIVE, run.run_id], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        assert launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+        process.kill()
+        process.wait()
+        assert launcher.check_run_worker_health(run).status == WorkerStatus.FAILED
+
+
+def _job() -> dg.JobDefinition:
+    @dg.op
+    def nothing() -> None:
+        """Nothing."""
+
+    @dg.job
+    def job() -> None:
+        nothing()
+
+    return job
+
+
+def _started(instance: dg.DagsterInstance) -> dg.DagsterRun:
+    run = instance.create_run_for_job(_job())
+    event = dg.DagsterEvent(event_type_value="PIPELINE_START", job_name="job")
+    instance.report_dagster_event(event, run.run_id)
+    found = instance.get_run_by_id(run.run_id)
+    assert found is not None and found.status == dg.DagsterRunStatus.STARTED
+    return found
