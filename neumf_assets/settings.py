@@ -89,7 +89,8 @@ class StudySettings(Settings):
         ("team:single-cell",), description="Owners shown in Dagster: e-mail addresses or team:NAME."
     )
     label_column: str | None = Field(
-        None, description="Column with the cell type for the scores; null: the first label column found."
+        None,
+        description="Column with the cell type for the scores; null: the one that most likely holds cell types.",
     )
     batch_column: str | None = Field(
         None, description="Column that says which cells were measured together; null: the dataset."

@@ -77,6 +77,7 @@ def _umap(arm: Arm) -> Stage:
         group="integrate",
         inputs=(f"{arm}/cell_embedding", f"{arm}/clusters"),
         settings=("umap", "label_column"),
+        version="2",
         kinds=("parquet",),
         columns=(
             ("cell", "string", "name of the cell"),
@@ -115,6 +116,7 @@ def _metrics(arm: Arm) -> Stage:
         group="integrate",
         inputs=(f"{arm}/cell_embedding", f"{arm}/clusters", "counts", "shared_genes"),
         settings=("metrics", "label_column", "batch_column"),
+        version="2",
         kinds=("json",),
     )
     def metrics(step: Step) -> Product:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,11 @@ def cell_table(counts: Mapping[str, ad.AnnData]) -> pd.DataFrame:
 
 
 def label_column(cells: pd.DataFrame, wanted: str | None) -> str | None:
-    """The column to judge clusters by: the wanted one, else the first that labels two types or more.
+    """The column to judge clusters by: the wanted one, else the one that most likely names cell types.
+
+    Left to itself it passes over columns with one value in each dataset (a condition, a donor) and columns
+    that name nearly every cell (a barcode); of the rest, one whose name speaks of types, labels or
+    annotation comes first, and of these the one with the most types.
 
     Raises
     ------
@@ -87,4 +92,7 @@ def label_column(cells: pd.DataFrame, wanted: str | None) -> str | None:
             known = ", ".join(columns) or "none"
             raise NeumfError(f"label_column {wanted!r} is in no dataset. Label columns found: {known}.")
         return wanted
-    return next((name for name in columns if cells[name].nunique() > 1), None)
+    by_dataset = cells.groupby(DATASET)[columns].nunique().max() if columns else {}
+    varied = [name for name in columns if 2 <= by_dataset[name] and cells[name].nunique() <= len(cells) / 4]
+    telling = [name for name in varied if re.search("type|label|annot", name, re.IGNORECASE)]
+    return max(telling or varied, key=lambda name: cells[name].nunique(), default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -43,10 +43,10 @@ def quantile_loop(
             if len(cells) < min_cells or len(model) < min_cells:
                 continue
             for factor in range(H[0].shape[1]):
-                x = np.quantile(H[d][cells, factor].astype(float), np.arange(quantiles + 1) / quantiles)
-                y = np.quantile(
-                    H[reference][model, factor].astype(float), np.arange(quantiles + 1) / quantiles
-                )
+                # The very same levels: one that is off by a rounding error can leave a tie at zero.
+                levels = np.linspace(0, 1, quantiles + 1)
+                x = np.quantile(H[d][cells, factor].astype(float), levels)
+                y = np.quantile(H[reference][model, factor].astype(float), levels)
                 if x.max() == x.min() or y.max() == y.min():
                     out[d][cells, factor] = 0
                     continue
@@ -60,6 +60,7 @@ def quantile_loop(
 
 
 @settings(max_examples=20, deadline=None)
+@example(seed=1, quantiles=5, min_cells=2, zeros=0.5)
 @given(st.integers(0, 10_000), st.integers(2, 60), st.integers(2, 8), st.floats(0, 0.9))
 def test_quantile_normalisation_equals_a_plain_loop(
     seed: int, quantiles: int, min_cells: int, zeros: float
