@@ -92,7 +92,10 @@ def label_column(cells: pd.DataFrame, wanted: str | None) -> str | None:
             known = ", ".join(columns) or "none"
             raise NeumfError(f"label_column {wanted!r} is in no dataset. Label columns found: {known}.")
         return wanted
-    by_dataset = cells.groupby(DATASET)[columns].nunique().max() if columns else {}
-    varied = [name for name in columns if 2 <= by_dataset[name] and cells[name].nunique() <= len(cells) / 4]
-    telling = [name for name in varied if re.search("type|label|annot", name, re.IGNORECASE)]
+    varied = [
+        name
+        for name in columns
+        if cells.groupby(DATASET)[name].nunique().max() >= 2 and cells[name].nunique() <= len(cells) / 4
+    ]
+    telling = [name for name in varied if re.search(r"type|label|annot", name, re.IGNORECASE)]
     return max(telling or varied, key=lambda name: cells[name].nunique(), default=None)
