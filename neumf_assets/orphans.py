@@ -39,7 +39,7 @@ def dead_runs(instance: dg.DagsterInstance, home: Home) -> list[dg.DagsterRun]:
 
 
 def fail_dead_runs(instance: dg.DagsterInstance, home: Home) -> list[str]:
-    """Mark dead runs as failed (or cancelled, if that was under way); returns their ids."""
+    """Mark dead runs as failed (or cancelled, if that was under way), free their slots; returns their ids."""
     dead = dead_runs(instance, home)
     for run in dead:
         message = "The process that executed this run is gone: killed, out of memory, or the machine stopped."
@@ -48,7 +48,20 @@ def fail_dead_runs(instance: dg.DagsterInstance, home: Home) -> list[str]:
         else:
             instance.report_run_failed(run, message)
         forget(home, run.run_id)
+    free_slots_of_ended_runs(instance)
     return [run.run_id for run in dead]
+
+
+def free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
+    """Free the places in pools that runs took and, being killed, never gave back.
+
+    The daemon does so too, but a command must not wait for a daemon that nobody has started.
+    """
+    storage = instance.event_log_storage
+    for run_id in storage.get_concurrency_run_ids():
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
 
 
 def forget(home: Home, run_id: str) -> None:

@@ -175,6 +175,30 @@ def test_a_dead_run_is_failed_and_a_living_one_left_alone(home: Path, cancelling
         assert ended.status.value == ("CANCELED" if cancelling else "FAILURE")
 
 
+def test_a_dead_run_gives_back_its_place_in_a_pool(home: Path) -> None:
+    folders = Home.from_environment()
+    folders.prepare()
+    with dg.DagsterInstance.from_config(str(folders.dagster)) as instance:
+        run, living = _started(instance), _started(instance)
+        instance.event_log_storage.initialize_concurrency_limit_to_default("gpu")
+        claim = instance.event_log_storage.claim_concurrency_slot("gpu", run.run_id, "step")
+        assert claim.is_claimed
+        with alive(folders, living.run_id):
+            fail_dead_runs(instance, folders)
+            waiting = instance.event_log_storage.claim_concurrency_slot("gpu", living.run_id, "step")
+            assert not waiting.is_claimed, "a run without a lock may be living elsewhere"
+            process = subprocess.Popen(
+                [sys.executable, "-c", LIVE, run.run_id], stdout=subprocess.PIPE, text=True
+            )
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            process.kill()
+            process.wait()
+            assert fail_dead_runs(instance, folders) == [run.run_id]
+            storage = instance.event_log_storage
+            assert storage.check_concurrency_claim("gpu", living.run_id, "step").is_claimed
+
+
 def test_a_run_of_somebody_else_is_left_alone(home: Path) -> None:
     folders = Home.from_environment()
     folders.prepare()
