@@ -272,5 +272,5 @@ def ineumf_defaults() -> NeuMFSettings:
         cell_learning_rate=0.1,
         learning_rate=0.03,
         weight_decay=10.0,
-        shift_penalty=3000.0,
+        shift_penalty=20_000.0,
     )
