@@ -175,7 +175,7 @@ class NeuMFSettings(Settings):
         default=None,
         ge=1,
         le=1_000_000,
-        description="Genes of a block (null: all up to 4,096, beyond that equal parts).",
+        description="Genes of a block (null: all, the fastest; blocks of more genes have fewer cells).",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
