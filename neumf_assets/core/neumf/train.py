@@ -261,7 +261,8 @@ def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) 
     if kind == "neumf" and trained:
         _fuse(layout, tables, trained, settings.alpha)
     history = list(trained.values())[-1].history if trained else []
-    statistics = {name: value.to(data.device) for name, value in initial_statistics(layout).items()}
+    source = trained["mlp"].statistics if "mlp" in trained else initial_statistics(layout)
+    statistics = {name: value.clone().to(data.device) for name, value in source.items()}
     state = new_state(layout, tables, statistics, history)
     state.pretrained = tuple(trained) if kind == "neumf" else ()
     return state
@@ -424,6 +425,7 @@ class Stepper:
         self.trained = [name for name in state.optimisers if name not in frozen]
         self.tower = Tower.of(state.layout, self.settings, state.statistics, data.device)
         self.fused = self._fused()
+        self.training = "tower" not in frozen  # a frozen tower neither drops units nor renews its statistics
         self.members = np.bincount(data.dataset, minlength=data.n_datasets)
         self.decay = self._decay()
         self.rates = self._column_rates()
@@ -467,7 +469,7 @@ class Stepper:
             return self._sparse_loss(block, step, cells), cells.numel() * data.counts.n_genes
         y = data.counts.dense(cells, int(data.counts.observed[step.cells].sum()), genes)
         mask = data.held_out.mask(cells, genes) if data.held_out else None
-        score = block_scores(block, self.tower, training=True)
+        score = block_scores(block, self.tower, training=self.training)
         loss = entry_loss(score, data.log_size[cells][:, None], y, self.settings, block.log_dispersion)
         return (loss if mask is None else loss * mask).sum(), y.numel()
 
@@ -496,7 +498,7 @@ class Stepper:
 
     def _sparse_loss(self, block: Block, step: Step, cells: Tensor) -> Tensor:
         data = self.data
-        score = block_scores(block, self.tower, training=True)
+        score = block_scores(block, self.tower, training=self.training)
         entries = data.counts.entries(cells, int(data.counts.observed[step.cells].sum()))
         held_out = data.held_out.genes[data.held_out.row[cells]] if data.held_out else None
         return sparse_poisson_loss(score, data.log_size[cells], *entries, held_out)
@@ -510,8 +512,10 @@ class Stepper:
         if self.settings.objective == "bpr":
             other = data.counts.draw_zeros(cells[row], draws, generator)
             pair = row.repeat_interleave(draws)
-            observed = pair_scores(block, self.tower, row, gene, training=True).repeat_interleave(draws)
-            unobserved = pair_scores(block, self.tower, pair, other.view(-1), training=True)
+            observed = pair_scores(block, self.tower, row, gene, training=self.training).repeat_interleave(
+                draws
+            )
+            unobserved = pair_scores(block, self.tower, pair, other.view(-1), training=self.training)
             kept = self._keeps(cells[row], gene).repeat_interleave(draws)
             weight = kept * self._keeps(cells[pair], other.view(-1))
             return (ranking_loss(observed, unobserved) * weight).sum(), pair.numel()
@@ -524,7 +528,7 @@ class Stepper:
         gene_all = torch.cat([gene, zero])
         weights = torch.cat([torch.ones_like(y), weight[row_all[row.numel() :]]])
         weights = weights * self._keeps(cells[row_all], gene_all)
-        score = pair_scores(block, self.tower, row_all, gene_all, training=True)
+        score = pair_scores(block, self.tower, row_all, gene_all, training=self.training)
         dispersion = block.log_dispersion[gene_all] if block.log_dispersion is not None else None
         target = torch.cat([y, torch.zeros_like(zero, dtype=y.dtype)])
         loss = entry_loss(score, data.log_size[cells][row_all], target, self.settings, dispersion)
