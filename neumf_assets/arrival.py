@@ -16,7 +16,7 @@ from neumf_assets.core.counts.discover import DatasetFile, Inbox
 from neumf_assets.home import Home
 from neumf_assets.partitions import partitions_name
 from neumf_assets.plan import plan
-from neumf_assets.quarantine import Quarantine, Refusal, give_up, gone
+from neumf_assets.quarantine import Quarantine, Refusal, give_up, gone, left_behind
 from neumf_assets.settings import StudySettings
 from neumf_assets.sources import find_sources, source_digests
 
@@ -108,6 +108,8 @@ class Look:
         Datasets to run, each with the number of runs asked for so far.
     names
         Datasets to add to the study's partitions.
+    drops
+        Datasets to take out of them.
     events
         What the UI shall show beside the assets.
     news
@@ -120,6 +122,7 @@ class Look:
 
     requests: list[tuple[DatasetFile, int]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    drops: list[str] = field(default_factory=list)
     events: list[dg.AssetObservation | dg.AssetCheckEvaluation] = field(default_factory=list)
     news: list[str] = field(default_factory=list)
     summary: str = ""
@@ -164,6 +167,7 @@ class _Looking:
         self._departures(inbox)
         self._failed_runs(by_name)
         self._second_chances(by_name)
+        self.found.drops = left_behind(self.study, self.instance)
         waiting = self._requests(self.watch.observe(inbox.datasets, self.now))
         if waiting and not self.found.requests:
             self.found.summary = (

@@ -65,7 +65,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--port", type=int, default=3000, help="port of the web interface (default 3000)")
     doctor.set_defaults(action=_doctor)
+    backfill = commands.add_parser(
+        "backfill",
+        help="materialise datasets of a study again, as a Dagster backfill",
+        description="Launches a backfill that the daemon carries out, a run for each dataset, and that the web "
+        "interface shows. A dataset that fails stops; the others go on.",
+    )
+    backfill.add_argument("--study", required=True, help="name of the study")
+    backfill.add_argument("--dataset", action="append", help="only this dataset (may be repeated)")
+    backfill.add_argument(
+        "--job",
+        choices=("ingest", "train", "everything"),
+        default="train",
+        help="what to materialise (default: train, all that belongs to a dataset)",
+    )
+    backfill.set_defaults(action=_backfill)
     return parser
+
+
+def _backfill(options: argparse.Namespace) -> int:
+    from neumf_assets.backfill import backfill
+
+    return backfill(options.study, options.dataset, options.job)
 
 
 def _doctor(options: argparse.Namespace) -> int:

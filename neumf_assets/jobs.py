@@ -14,22 +14,26 @@ if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 
+_DESCRIPTIONS = {
+    "ingest": "Read, check and filter datasets.",
+    "train": "Everything that belongs to one dataset, from its file to the dense matrix.",
+    "integrate": "Everything that needs all datasets: arms, clusters, maps, comparison, report.",
+    "everything": "All of the study, for one dataset.",
+}
+
+
 def study_jobs(study: StudySettings, declared: Sequence[Stage]) -> list[UnresolvedAssetJobDefinition]:
-    """The study's jobs; the first two run for one dataset or, as backfills, for many."""
-    own = [item for item in declared if item.per_dataset]
-    return [
-        _job(study, "ingest", [i for i in own if i.group == "ingest"], "Read, check and filter datasets."),
-        _job(
-            study, "train", own, "Everything that belongs to one dataset, from its file to the dense matrix."
-        ),
-        _job(
-            study,
-            "integrate",
-            [i for i in declared if not i.per_dataset],
-            "Everything that needs all datasets: arms, clusters, maps, comparison, report.",
-        ),
-        _job(study, "everything", declared, "All of the study, for one dataset."),
-    ]
+    """The study's jobs; ``ingest`` and ``train`` run for one dataset or, as backfills, for many."""
+    return [_job(study, name, assets_of_job(declared, name), text) for name, text in _DESCRIPTIONS.items()]
+
+
+def assets_of_job(declared: Sequence[Stage], job: str) -> list[Stage]:
+    """The stages that a job materialises."""
+    if job == "everything":
+        return list(declared)
+    if job == "integrate":
+        return [item for item in declared if not item.per_dataset]
+    return [item for item in declared if item.per_dataset and (job == "train" or item.group == "ingest")]
 
 
 def job_name(study: str, what: str) -> str:

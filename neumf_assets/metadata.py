@@ -42,8 +42,11 @@ NAMES: dict[str, str] = {
 }
 """Names of figures in the UI, with units; others are shown with blanks for underscores."""
 
-_TECHNICAL = frozenset({"name", "identity", "seed", "device", "data_sha256", "heldout_deviance"})
+_TECHNICAL = frozenset({"identity", "seed", "device", "data_sha256"})
 """Figures that are kept together in one entry at the end."""
+
+_SHOWN_OTHERWISE = frozenset({"name", "heldout_deviance", "cells_dropped", "genes_dropped"})
+"""Figures that say again what the partition's name or a table says."""
 
 _DIGITS = 6
 _TABLE_DIGITS = 4  # so that tables fit
@@ -85,10 +88,11 @@ def definition_metadata(declared: Stage) -> dict[str, Any]:
 
 def materialisation_metadata(declared: Stage, product: Product, step: Step) -> dict[str, Any]:
     """What is shown of a materialisation, in the order in which it is shown."""
-    technical = {key: value for key, value in product.figures.items() if is_technical(key, value)}
+    figures = {key: value for key, value in product.figures.items() if key not in _SHOWN_OTHERWISE}
+    technical = {key: value for key, value in figures.items() if is_technical(key, value)}
     shown: dict[str, Any] = {title: dg.MetadataValue.md(text) for title, text in product.pictures.items()}
     shown.update({title: _table(rows) for title, rows in product.tables.items() if rows})
-    for key, value in product.figures.items():
+    for key, value in figures.items():
         if key not in technical and value is not None:
             name = _ROW_COUNT if key == _ROWS and not declared.per_dataset else figure_name(key)
             shown[name] = shown_value(value)

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
+from dagster._core.execution.backfill import BulkActionStatus
 
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.stage import Stage
@@ -29,6 +30,8 @@ from neumf_assets.sources import inbox_of
 
 CHECK = "nothing_refused"
 CHECK_DESCRIPTION = "No file of the inbox is refused."
+_BACKFILL = "dagster/backfill"
+_BACKFILL_AT_WORK = (BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING, BulkActionStatus.FAILING)
 _FILE_MARK = "@"  # dataset names begin with a letter or digit
 
 
@@ -46,8 +49,8 @@ class Refusal:
         Identity of the content that was refused.
     stage, code_version
         The stage that refused it with its code and settings; empty where the inbox's listing did.
-    run
-        The run in which it happened.
+    run, backfill
+        The run in which it happened, and the backfill that it belongs to.
     when
         Time in UTC.
     in_use
@@ -60,6 +63,7 @@ class Refusal:
     stage: str = ""
     code_version: str = ""
     run: str = ""
+    backfill: str = ""
     when: str = ""
     in_use: bool = False
 
@@ -218,6 +222,24 @@ def give_up(
     ]
 
 
+def left_behind(study: StudySettings, instance: dg.DagsterInstance) -> list[str]:
+    """Refused datasets that a backfill has kept among the study's partitions, and which is over."""
+    known = set(instance.get_dynamic_partitions(partitions_name(study.name)))
+    return [
+        refusal.name
+        for refusal in Quarantine(study).all()
+        if refusal.backfill
+        and refusal.name in known
+        and not refusal.in_use
+        and not _at_work(instance, refusal.backfill)
+    ]
+
+
+def _at_work(instance: dg.DagsterInstance, backfill: str) -> bool:
+    found = instance.get_backfill(backfill)
+    return found is not None and found.status in _BACKFILL_AT_WORK
+
+
 def _refuse(
     study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, error: NeumfError
 ) -> None:
@@ -226,7 +248,7 @@ def _refuse(
     identity = _identity(study, declared, error, dataset, store)
     if identity is None:
         return  # no fault of the file
-    quarantine = Quarantine(study)
+    quarantine, backfill = Quarantine(study), context.run.tags.get(_BACKFILL, "")
     if identity:
         refusal = Refusal(
             name=dataset,
@@ -235,6 +257,7 @@ def _refuse(
             stage=declared.path,
             code_version=declared.code_version(study),
             run=context.run.run_id,
+            backfill=backfill,
             when=_now(),
             in_use=in_use,
         )
@@ -242,7 +265,7 @@ def _refuse(
             context.log.warning(
                 "The inbox cannot be written to: the reason is kept here and not beside the file."
             )
-    if not in_use:
+    if not in_use and not backfill:  # a backfill fails as a whole when one of its partitions disappears
         context.instance.delete_dynamic_partition(partitions_name(study.name), dataset)
     context.log_event(_observation(study, dataset, {"refused": str(error), "earlier version in use": in_use}))
     context.instance.report_runless_asset_event(quarantine.evaluation())

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.events import RunFailureReason
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.utils import make_new_run_id
 from rich.console import Console
 
@@ -21,6 +23,7 @@ from neumf_assets.orphans import alive, fail_dead_runs
 from neumf_assets.partitions import partitions_name
 from neumf_assets.plan import plan
 from neumf_assets.progress_log import listening
+from neumf_assets.refresh import digests_in_use
 from neumf_assets.settings import StudySettings
 from neumf_assets.sources import find_sources, inbox_of, source_digests
 from neumf_assets.studies import find_or_register
@@ -79,8 +82,8 @@ class _StudyRun:
         for dataset, stale in plan(self.study, self.stages, digests, self.store).datasets.items():
             if stale and not self._execute("train", stale, dataset):
                 self._forget_unusable(dataset)
-        healthy = set(self.instance.get_dynamic_partitions(names))
-        digests = {name: digest for name, digest in digests.items() if name in healthy}
+        healthy = self.instance.get_dynamic_partitions(names)
+        digests = digests_in_use(self.study, self.store, healthy, sources.datasets)
         stale_study = plan(self.study, self.stages, digests, self.store).study
         if stale_study and digests:
             self._execute("integrate", stale_study, None)
@@ -98,7 +101,10 @@ class _StudyRun:
                 raise_on_error=False,
                 run_config=_QUIET,
                 run_id=run_id,
+                tags={MAX_RETRIES_TAG: "0"},  # the daemon could not start again what it did not start
             )
+        if _interrupted(result.all_events):
+            raise KeyboardInterrupt
         self.outcome.materialised += len(result.get_asset_materialization_events())
         for step, reason in _failures(result.all_events):
             self.outcome.failures[f"{dataset or self.study.name}: {step}"] = reason
@@ -108,6 +114,12 @@ class _StudyRun:
         """A dataset without a usable file is no partition, or it would hold up everything that needs all."""
         if self.store.find((self.study.name, "raw_counts", dataset)) is None:
             self.instance.delete_dynamic_partition(partitions_name(self.study.name), dataset)
+
+
+def _interrupted(events: Iterable[dg.DagsterEvent]) -> bool:
+    """Whether a signal ended the run: Dagster then fails the run and returns as if nothing were the matter."""
+    failures = [event.job_failure_data for event in events if event.event_type_value == "PIPELINE_FAILURE"]
+    return any(data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION for data in failures)
 
 
 def _failures(events: Iterable[dg.DagsterEvent]) -> Iterable[tuple[str, str]]:

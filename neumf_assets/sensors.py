@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from neumf_assets.arrival import look
+from neumf_assets.arrival import Look, look
 from neumf_assets.core.counts.discover import DatasetFile
 from neumf_assets.core.errors import BadInput
 from neumf_assets.jobs import job_name
@@ -34,11 +34,11 @@ def arrival_sensor(study: StudySettings) -> dg.SensorDefinition:
         for line in seen.news:
             context.log.warning(line)
         context.update_cursor(seen.cursor)
-        if not seen.requests and not seen.events:
+        if not (seen.requests or seen.events or seen.drops):
             return dg.SkipReason(seen.summary)
         return dg.SensorResult(
             run_requests=[_request(item, count) for item, count in seen.requests],
-            dynamic_partitions_requests=_additions(study, seen.names),
+            dynamic_partitions_requests=_partition_changes(study, seen),
             asset_events=seen.events,
             skip_reason=None if seen.requests else seen.summary,
         )
@@ -55,8 +55,17 @@ def _request(item: DatasetFile, count: int) -> dg.RunRequest:
     )
 
 
-def _additions(study: StudySettings, names: list[str]) -> list[dg.AddDynamicPartitionsRequest]:
-    return [dataset_partitions(study.name).build_add_request(names)] if names else []
+def _partition_changes(
+    study: StudySettings, seen: Look
+) -> list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest]:
+    partitions = dataset_partitions(study.name)
+    drops = [name for name in seen.drops if name not in seen.names]
+    changes: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
+    if seen.names:
+        changes.append(partitions.build_add_request(seen.names))
+    if drops:
+        changes.append(partitions.build_delete_request(drops))
+    return changes
 
 
 def _unless_simulated(study: StudySettings) -> dg.DefaultSensorStatus:

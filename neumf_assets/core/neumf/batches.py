@@ -15,6 +15,9 @@ from torch import Tensor
 from neumf_assets.core.neumf.fused.tower import SparseTargets
 from neumf_assets.core.neumf.settings import NeuMFSettings
 
+# cells and pairs: a GPU needs much work in a step, a CPU's caches and the number of steps want little
+LARGEST_BLOCK = {"cpu": (64, 1 << 19), "cuda": (512, 1 << 21)}
+
 
 class SparseCounts:
     """Counts as CSR on one device, from which blocks are made dense one at a time.
@@ -214,13 +217,12 @@ class Plan:
         """Return the plan of ``settings``, with block sizes by the size of the data where they are not
         set."""
         members = [np.flatnonzero(dataset == d) for d in range(int(dataset.max()) + 1)]
-        by_genes = settings.block_genes or (
-            n_genes if n_genes <= 4096 else math.ceil(n_genes / math.ceil(n_genes / 4096))
+        by_genes = n_genes if settings.pairs == "sampled" else min(settings.block_genes or n_genes, n_genes)
+        cells, pairs = LARGEST_BLOCK["cuda" if device.type == "cuda" else "cpu"]
+        by_cells = settings.block_cells or min(
+            int(np.clip(dataset.size // 40, 16, cells)), max(1, pairs // by_genes)
         )
-        by_cells = settings.block_cells or automatic_block_cells(dataset.size, device.type)
-        if settings.pairs == "sampled":
-            by_genes = n_genes
-        return cls(members, n_genes, by_cells, min(by_genes, n_genes))
+        return cls(members, n_genes, by_cells, by_genes)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -231,7 +231,8 @@ class NeuMFModel:
         )
         width = self.shape[1] if columns is None else columns.numel()
         result = np.empty((positions.size, width), np.float32)
-        step = max(1, BLOCK_PAIRS // max(width, 1))
+        pairs = BLOCK_PAIRS if self.log_size.device.type == "cpu" else 16 * BLOCK_PAIRS
+        step = max(1, pairs // max(width, 1))
         for start in range(0, positions.size, step):
             block = positions[start : start + step]
             result[start : start + block.size] = self._predict(block, columns, corrected, scale)

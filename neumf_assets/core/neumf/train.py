@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,13 @@ from neumf_assets.core.neumf.network import (
     initial_tables,
     pair_scores,
 )
-from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss
+from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss, sparse_poisson_loss
 from neumf_assets.core.neumf.optimiser import RowAdam, Rows
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.progress import Progress, silent
 
 FINAL_RATE = 0.01
-VALIDATION_PAIRS = 200_000
+VALIDATION_PAIRS = 262_144
 FUSION_SCALE = 0.1
 
 
@@ -260,7 +261,8 @@ def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) 
     if kind == "neumf" and trained:
         _fuse(layout, tables, trained, settings.alpha)
     history = list(trained.values())[-1].history if trained else []
-    statistics = {name: value.to(data.device) for name, value in initial_statistics(layout).items()}
+    source = trained["mlp"].statistics if "mlp" in trained else initial_statistics(layout)
+    statistics = {name: value.clone().to(data.device) for name, value in source.items()}
     state = new_state(layout, tables, statistics, history)
     state.pretrained = tuple(trained) if kind == "neumf" else ()
     return state
@@ -397,6 +399,16 @@ def _figures(row: dict[str, float | str]) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if name not in ("stage", "epoch")}
 
 
+@dataclass(frozen=True)
+class _HeldOutPart:
+    """Held-out entries of some cells: position of the cell in the step, gene, count."""
+
+    step: Step
+    position: Tensor
+    gene: Tensor
+    y: Tensor
+
+
 class Stepper:
     """Makes training steps on one state.
 
@@ -413,6 +425,7 @@ class Stepper:
         self.trained = [name for name in state.optimisers if name not in frozen]
         self.tower = Tower.of(state.layout, self.settings, state.statistics, data.device)
         self.fused = self._fused()
+        self.training = "tower" not in frozen  # a frozen tower neither drops units nor renews its statistics
         self.members = np.bincount(data.dataset, minlength=data.n_datasets)
         self.decay = self._decay()
         self.rates = self._column_rates()
@@ -452,9 +465,11 @@ class Stepper:
         data = self.data
         if self.fused and genes is None:
             return self._fused_loss(block, cells), cells.numel() * data.counts.n_genes
+        if self.settings.objective == "poisson" and self.settings.link == "exp" and genes is None:
+            return self._sparse_loss(block, step, cells), cells.numel() * data.counts.n_genes
         y = data.counts.dense(cells, int(data.counts.observed[step.cells].sum()), genes)
         mask = data.held_out.mask(cells, genes) if data.held_out else None
-        score = block_scores(block, self.tower, training=True)
+        score = block_scores(block, self.tower, training=self.training)
         loss = entry_loss(score, data.log_size[cells][:, None], y, self.settings, block.log_dispersion)
         return (loss if mask is None else loss * mask).sum(), y.numel()
 
@@ -481,6 +496,13 @@ class Stepper:
             overwrite_f0=True,
         )
 
+    def _sparse_loss(self, block: Block, step: Step, cells: Tensor) -> Tensor:
+        data = self.data
+        score = block_scores(block, self.tower, training=self.training)
+        entries = data.counts.entries(cells, int(data.counts.observed[step.cells].sum()))
+        held_out = data.held_out.genes[data.held_out.row[cells]] if data.held_out else None
+        return sparse_poisson_loss(score, data.log_size[cells], *entries, held_out)
+
     def sampled_loss(
         self, block: Block, step: Step, cells: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, int]:
@@ -490,8 +512,10 @@ class Stepper:
         if self.settings.objective == "bpr":
             other = data.counts.draw_zeros(cells[row], draws, generator)
             pair = row.repeat_interleave(draws)
-            observed = pair_scores(block, self.tower, row, gene, training=True).repeat_interleave(draws)
-            unobserved = pair_scores(block, self.tower, pair, other.view(-1), training=True)
+            observed = pair_scores(block, self.tower, row, gene, training=self.training).repeat_interleave(
+                draws
+            )
+            unobserved = pair_scores(block, self.tower, pair, other.view(-1), training=self.training)
             kept = self._keeps(cells[row], gene).repeat_interleave(draws)
             weight = kept * self._keeps(cells[pair], other.view(-1))
             return (ranking_loss(observed, unobserved) * weight).sum(), pair.numel()
@@ -504,7 +528,7 @@ class Stepper:
         gene_all = torch.cat([gene, zero])
         weights = torch.cat([torch.ones_like(y), weight[row_all[row.numel() :]]])
         weights = weights * self._keeps(cells[row_all], gene_all)
-        score = pair_scores(block, self.tower, row_all, gene_all, training=True)
+        score = pair_scores(block, self.tower, row_all, gene_all, training=self.training)
         dispersion = block.log_dispersion[gene_all] if block.log_dispersion is not None else None
         target = torch.cat([y, torch.zeros_like(zero, dtype=y.dtype)])
         loss = entry_loss(score, data.log_size[cells][row_all], target, self.settings, dispersion)
@@ -576,35 +600,42 @@ class Stepper:
     @torch.no_grad()
     def validation_loss(self) -> float | None:
         """Return the mean loss of the held-out entries, or ``None`` without any."""
-        data = self.data
-        if data.held_out is None:
+        if self.data.held_out is None:
             return None
-        total, pairs = 0.0, 0
-        chunk = max(1, VALIDATION_PAIRS // data.held_out.genes.shape[1])
+        losses = [self._held_out_loss(part) for part in self.held_out_parts]
+        return sum(loss for loss, _ in losses) / max(sum(size for _, size in losses), 1)
+
+    @cached_property
+    def held_out_parts(self) -> list[_HeldOutPart]:
+        """The held-out entries with their counts, some cells of one dataset at a time."""
+        data, parts = self.data, []
+        assert data.held_out is not None
+        chunk = max(1, VALIDATION_PAIRS // data.counts.n_genes)
         for d in range(data.n_datasets):
             members = data.held_out.cells[data.dataset[data.held_out.cells] == d]
             for start in range(0, members.size, chunk):
-                loss, size = self._held_out_loss(d, members[start : start + chunk])
-                total += loss
-                pairs += size
-        return total / max(pairs, 1)
+                step = Step(d, members[start : start + chunk], None)
+                cells = torch.as_tensor(step.cells, device=data.device)
+                held = data.held_out.genes[data.held_out.row[cells]]
+                kept = held < data.counts.n_genes
+                position, gene = kept.nonzero()[:, 0], held[kept]
+                y = data.counts.dense(cells, int(data.counts.observed[step.cells].sum()))[position, gene]
+                parts.append(_HeldOutPart(step, position, gene, y))
+        return parts
 
-    def _held_out_loss(self, dataset: int, members: NDArray[np.intp]) -> tuple[float, int]:
-        data = self.data
-        assert data.held_out is not None
-        cells, _, rows = self.locate(Step(dataset, members, None))
+    def _held_out_loss(self, part: _HeldOutPart) -> tuple[float, int]:
+        cells, _, rows = self.locate(part.step)
         block = self.block({name: opt.table[rows[name]] for name, opt in self.state.optimisers.items()})
-        held = data.held_out.genes[data.held_out.row[cells]]
-        kept = held < data.counts.n_genes
-        position = kept.nonzero()[:, 0]
-        gene = held[kept]
-        y = data.counts.dense(cells, int(data.counts.observed[members].sum()))[position, gene]
-        score = pair_scores(block, self.tower, position, gene)
+        if self.tower.fused or not block.layout.mlp:
+            score = block_scores(block, self.tower)[part.position, part.gene]
+        else:
+            score = pair_scores(block, self.tower, part.position, part.gene)
         if self.settings.objective == "bpr":
-            return self._held_out_ranking(score, position, y)
-        dispersion = block.log_dispersion[gene] if block.log_dispersion is not None else None
-        loss = entry_loss(score, data.log_size[cells][position], y, self.settings, dispersion)
-        return float(loss.double().sum()), gene.numel()
+            return self._held_out_ranking(score, part.position, part.y)
+        dispersion = block.log_dispersion[part.gene] if block.log_dispersion is not None else None
+        log_size = self.data.log_size[cells][part.position]
+        loss = entry_loss(score, log_size, part.y, self.settings, dispersion)
+        return float(loss.double().sum()), part.gene.numel()
 
     @staticmethod
     def _held_out_ranking(score: Tensor, position: Tensor, y: Tensor) -> tuple[float, int]:

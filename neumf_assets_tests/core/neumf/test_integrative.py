@@ -100,6 +100,16 @@ def test_new_cells_are_mapped_among_their_own_type(
     assert mapped.cell_names.tolist() == names
 
 
+def test_mapping_leaves_normalisation_as_it_was_trained() -> None:
+    counts, dataset, _ = conditions(cells=80)
+    model = joint(counts, dataset, kind="mlp", epochs=2, batch_norm=True, dropout=0.2)
+    mapped = map_dataset(
+        model, counts[:30], gene_names=GENE_NAMES, cell_names=[f"n{i}" for i in range(30)], name="new"
+    )
+    for name, value in model.statistics.items():
+        assert torch.equal(mapped.statistics[name], value)
+
+
 def test_mapping_costs_only_the_new_entries(
     reference: tuple[NeuMFModel, csr_matrix, np.ndarray, np.ndarray],
 ) -> None:

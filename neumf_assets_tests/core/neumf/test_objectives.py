@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from scipy import stats
 from scipy.special import gammaln
 
-from neumf_assets.core.neumf.objectives import entry_loss, mean, ranking_loss
+from neumf_assets.core.neumf.objectives import entry_loss, mean, ranking_loss, sparse_poisson_loss
 from neumf_assets.core.neumf.settings import NeuMFSettings
 
 scores = st.floats(-4, 4)
@@ -82,3 +82,25 @@ def test_settings_that_cannot_work_are_refused() -> None:
         NeuMFSettings(objective="bpr", pairs="full")
     with pytest.raises(ValidationError, match="epochs"):
         NeuMFSettings(epochs=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.booleans())
+def test_the_loss_from_observed_entries_is_that_of_the_dense_block(seed: int, some_held_out: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.randn(4, 7, generator=generator, dtype=torch.float64)
+    score[1, 2] = 20.0  # beyond the clamp
+    log_size = torch.randn(4, generator=generator, dtype=torch.float64)
+    y = torch.poisson(torch.ones(4, 7, dtype=torch.float64), generator=generator)
+    held_out = torch.stack([torch.randperm(9, generator=generator)[:3] for _ in range(4)])
+    mask = torch.ones(4, 9, dtype=torch.float64)
+    if some_held_out:
+        mask.scatter_(1, held_out, 0.0)
+    dense, sparse = score.clone().requires_grad_(), score.clone().requires_grad_()
+    expected = (entry_loss(dense, log_size[:, None], y, NeuMFSettings()) * mask[:, :7]).sum()
+    row, gene = y.nonzero(as_tuple=True)
+    loss = sparse_poisson_loss(sparse, log_size, row, gene, y[row, gene], held_out if some_held_out else None)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        *torch.autograd.grad(3 * loss, sparse), *torch.autograd.grad(3 * expected, dense)
+    )
