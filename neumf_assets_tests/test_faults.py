@@ -118,7 +118,7 @@ def _versions(home: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+    ("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_a_run_that_is_ended_by_a_signal(built: Path, study: Path, sent: signal.Signals, status: int) -> None:
     before = _versions(study)
