@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_last_version_and_says_so(built: Path, study: Pat
     need(os.getuid() == 0 and shutil.which("mount"), "the right to mount a small disk")
     disk, old = tmp_path / "disk", study / "storage"
     disk.mkdir()
-    size = sum(path.stat().st_size for path in old.rglob("*") if path.is_file()) + 400_000
+    size = sum(path.stat().st_size for path in old.rglob("*") if path.is_file()) + 2**26  # filled up below
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, check=False
     )
