@@ -194,13 +194,17 @@ class Live:
 
 
 @contextmanager
-def live_study(folder: Path, **settings: Any) -> Iterator[Live]:
-    """A study with an empty inbox, whose automation has been evaluated once as a daemon would at its start."""
+def live_study(folder: Path, on_disk: bool = False, **settings: Any) -> Iterator[Live]:
+    """A study with an empty inbox, whose automation has been evaluated once as a daemon would at its start.
+
+    Schedules open the instance by reference, which only one ``on_disk`` has; in memory is faster.
+    """
     inbox = folder / "in"
     inbox.mkdir()
     settings = {"arrival": {"quiet_seconds": 0}, "arms": ["liger"], **settings}
     study = StudySettings.model_validate({"name": "pbmc", "inbox": str(inbox), **settings})
-    with dg.DagsterInstance.ephemeral() as instance:
+    made = dg.DagsterInstance.local_temp(str(folder)) if on_disk else dg.DagsterInstance.ephemeral()
+    with made as instance:
         live = Live(study, instance)
         live.arrivals()
         live.conditions()

@@ -18,8 +18,9 @@ from neumf_assets.file_lock import FileLock, is_dead, sign_of_life
 
 LOG = logging.getLogger(__name__)
 HOLD = """
-import sys, time, logging
+import sys, time, logging, signal
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from neumf_assets.device_lock import locked
 with locked(Path(sys.argv[1]), logging.getLogger(), "an orphaned step"):
     print("held", flush=True)

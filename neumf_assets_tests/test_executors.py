@@ -196,7 +196,7 @@ def test_a_dead_run_gives_back_its_place_in_a_pool(home: Path) -> None:
             process.wait()
             assert fail_dead_runs(instance, folders) == [run.run_id]
             storage = instance.event_log_storage
-            assert storage.check_concurrency_claim("gpu", living.run_id, "step").is_claimed
+            assert storage.claim_concurrency_slot("gpu", living.run_id, "step").is_claimed
 
 
 def test_a_run_of_somebody_else_is_left_alone(home: Path) -> None:

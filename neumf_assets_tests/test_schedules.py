@@ -19,7 +19,7 @@ from neumf_assets_tests.live import BROKEN, Live, counts_csv, live_study, stubbe
 @pytest.fixture
 def live(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     stubbed(monkeypatch)
-    with live_study(tmp_path, schedule={"cron": "0 2 * * *"}) as study:
+    with live_study(tmp_path, on_disk=True, schedule={"cron": "0 2 * * *"}) as study:
         study.put("a.csv", counts_csv(1))
         study.put("b.csv", counts_csv(2))
         study.settle()

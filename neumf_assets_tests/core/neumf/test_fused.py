@@ -369,3 +369,18 @@ def test_without_a_compiler_the_kernel_says_so(tmp_path: Path) -> None:
 def test_cache_lies_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEUMF_HOME", str(tmp_path))
     assert library.cache_folder() == tmp_path / "cache" / "fused"
+
+
+FIRST_USE = """
+import torch
+from neumf_assets.core.neumf.fused.tower import available
+with torch.{mode}():
+    for precision in ("bfloat16", "float32"):
+        usable, reason = available(precision)
+        assert usable or "matrix instructions" in reason or "compiler" in reason, reason
+"""
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_the_first_to_use_the_kernel_may_be_a_prediction(mode: str) -> None:
+    subprocess.run([sys.executable, "-c", FIRST_USE.format(mode=mode)], check=True)

@@ -343,7 +343,8 @@ def _why_not(precision: Precision) -> str | None:
         return str(error)
     if not library.fused_supports(PRECISIONS[precision]):
         return f"this CPU or this build has no {precision} matrix instructions"
-    deviation = _self_check_error(precision)
+    with torch.inference_mode(False), torch.enable_grad():  # the first to ask may be a prediction
+        deviation = _self_check_error(precision)
     if deviation <= TOLERANCE[precision]:
         return None
     log.warning("The fused %s kernel is off by %.2g and is not used.", precision, deviation)
