@@ -243,6 +243,8 @@ class Tower:
         Whether matrix products run in bfloat16.
     fused
         Precision of the fused kernel for whole blocks; ``None``: plain operations.
+    threads
+        Threads of the fused kernel; by default as many as torch is set to use when the tower is made.
     """
 
     layout: Layout
@@ -250,6 +252,7 @@ class Tower:
     statistics: Tables = field(default_factory=dict)
     bfloat16: bool = False
     fused: Precision | None = None
+    threads: int = field(default_factory=torch.get_num_threads)
 
     @classmethod
     def of(cls, layout: Layout, settings: NeuMFSettings, statistics: Tables, device: torch.device) -> Tower:
@@ -295,7 +298,14 @@ def block_scores(block: Block, tower: Tower, training: bool = False) -> Tensor:
         weights, biases = block.hidden_layers()
         out = block.parts["out_mlp"]
         return fused_block_forward(
-            score, *block.first_layer(), weights, biases, out, precision=tower.fused, result=score
+            score,
+            *block.first_layer(),
+            weights,
+            biases,
+            out,
+            precision=tower.fused,
+            threads=tower.threads,
+            result=score,
         )
     if block.layout.mlp:
         cell_side, gene_side = block.first_layer()

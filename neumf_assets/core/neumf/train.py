@@ -182,13 +182,19 @@ def _check(
 @contextmanager
 def torch_session(settings: NeuMFSettings) -> Iterator[None]:
     """Use the settings' threads, and leave torch's own threads and random state as they were."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.set_num_threads(settings.threads or threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+    with torch.random.fork_rng(), torch_threads(settings.threads or torch.get_num_threads()):
+        yield
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch's operations use this many threads, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def prepare(
@@ -335,14 +341,15 @@ def run_stage(
     checkpoint.restore(stage, state)
     plan = Plan.of(data.dataset, data.counts.n_genes, settings, data.device)
     stepper = Stepper(data, state, frozen)
-    while state.epoch < epochs and not _stalled(state, settings):
-        shares = _rate_shares(settings, state.epoch, epochs, plan.steps_per_epoch)
-        row = _run_epoch(stepper, plan, stage, shares)
-        state.epoch += 1
-        row |= {"stage": kind, "epoch": state.epoch, "learning_rate": shares[-1] * settings.learning_rate}
-        _record(state, row, stepper.validation_loss(), settings.patience is not None)
-        progress(f"train {kind}", state.epoch, epochs, **_figures(row))
-        checkpoint.write(stage, state)
+    with torch_threads(stepper.operation_threads):
+        while state.epoch < epochs and not _stalled(state, settings):
+            shares = _rate_shares(settings, state.epoch, epochs, plan.steps_per_epoch)
+            row = _run_epoch(stepper, plan, stage, shares)
+            state.epoch += 1
+            row |= {"stage": kind, "epoch": state.epoch, "learning_rate": shares[-1] * settings.learning_rate}
+            _record(state, row, stepper.validation_loss(), settings.patience is not None)
+            progress(f"train {kind}", state.epoch, epochs, **_figures(row))
+            checkpoint.write(stage, state)
     if kind != settings.kind:
         checkpoint.write(stage, state, now=True)
     for name, table in state.best.items():
@@ -430,6 +437,15 @@ class Stepper:
         self.decay = self._decay()
         self.rates = self._column_rates()
 
+    @property
+    def operation_threads(self) -> int:
+        """Threads for torch's operations: one where they are small, since waking another takes as long as they do.
+
+        The fused kernel splits a whole block over its own threads. The plain tower's operations are large.
+        """
+        light = self.data.device.type == "cpu" and (self.fused or not self.state.layout.mlp)
+        return 1 if light else torch.get_num_threads()
+
     def __call__(self, step: Step, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
         """Make one step; return the summed loss (detached) and the number of pairs it was summed over."""
         cells, genes, rows = self.locate(step)
@@ -493,6 +509,7 @@ class Stepper:
             log_dispersion=block.log_dispersion,
             held_out=data.held_out.genes[data.held_out.row[cells]] if data.held_out else None,
             precision=self.tower.fused,
+            threads=self.tower.threads,
             overwrite_f0=True,
         )
 
