@@ -41,7 +41,9 @@ def harmony_align(
     codes = np.unique(datasets, return_inverse=True)[1]
     if codes.max(initial=0) == 0:
         return points.astype(np.float32)
-    return _harmony(points, codes, settings)
+    for _ in range(settings.passes):
+        points = _harmony(points, codes, settings)
+    return points.astype(np.float32)
 
 
 def _harmony(points: np.ndarray, codes: np.ndarray, settings: AlignSettings) -> np.ndarray:
@@ -61,4 +63,4 @@ def _harmony(points: np.ndarray, codes: np.ndarray, settings: AlignSettings) -> 
         random_state=settings.seed,
         verbose=False,
     )
-    return np.asarray(result.Z_corr, dtype=np.float32)
+    return np.asarray(result.Z_corr, dtype=np.float64)

@@ -83,7 +83,7 @@ class Layout:
         kind = kind or settings.kind
         has_mlp = kind != "gmf"
         return cls(
-            gmf=settings.gmf_size if kind != "mlp" else 0,
+            gmf=(settings.gmf_size or 0) if kind != "mlp" else 0,
             mlp=settings.mlp_size if has_mlp else 0,
             tower=settings.tower if has_mlp else (),
             n_datasets=n_datasets,

@@ -25,11 +25,12 @@ class NeuMFSettings(Settings):
         default="neumf",
         description="gmf: generalised matrix factorisation alone; mlp: the tower alone; neumf: both.",
     )
-    gmf_size: int = Field(
+    gmf_size: int | None = Field(
         default=50,
         ge=1,
         le=1024,
-        description="Length of the GMF embeddings of cells and genes; 50 as in the notebook.",
+        description="Length of the GMF embeddings of cells and genes; 50 as in the notebook. Null: as many, "
+        "from 4 to 20, as axes of the counts stand out of their noise.",
     )
     mlp_size: int = Field(
         default=50,
@@ -260,17 +261,18 @@ def notebook_preset() -> NeuMFSettings:
 def ineumf_defaults() -> NeuMFSettings:
     """Return the settings of the integrative model.
 
-    Few dimensions, so that the cells' space stays common; more and larger steps than for denoising, since an
-    embedding that has not converged separates cell types badly; hardly any dataset-specific embedding, since
-    what the gene biases leave is better taken out of the cells' centroids afterwards.
+    No more dimensions than the counts support, since each of the others is noise in every distance; more and
+    larger steps than for denoising, since an embedding that has not converged separates cell types badly;
+    hardly any dataset-specific embedding, since what the gene biases leave is better taken out of the cells'
+    centroids afterwards.
     """
     return NeuMFSettings(
         kind="gmf",
-        gmf_size=20,
+        gmf_size=None,
         n_genes=2000,
         epochs=80,
         cell_learning_rate=0.1,
         learning_rate=0.03,
-        weight_decay=10.0,
+        weight_decay=20.0,
         shift_penalty=20_000.0,
     )

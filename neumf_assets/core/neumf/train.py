@@ -24,6 +24,7 @@ from torch import Tensor
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.batches import HeldOut, Plan, SparseCounts, Step
 from neumf_assets.core.neumf.checkpoint import Checkpoint, fingerprint
+from neumf_assets.core.neumf.dimensions import FEWEST, significant_axes
 from neumf_assets.core.neumf.fused.tower import fused_block_loss
 from neumf_assets.core.neumf.genes import median_total, select_genes, size_factors
 from neumf_assets.core.neumf.model import NeuMFModel, provenance
@@ -131,6 +132,7 @@ def fit(
     genes = select_genes(counts, dataset, settings.n_genes)
     factors = size_factors(counts) if settings.size_factors else np.ones(counts.shape[0], np.float32)
     used = counts[:, genes]
+    settings = with_gmf_size(settings, used, dataset)
     with torch_session(settings):
         data = prepare(used, factors, dataset, settings, torch.device(device))
         key = fingerprint(settings, used, dataset, device)
@@ -154,6 +156,14 @@ def fit(
     )
     checkpoint.remove()
     return model
+
+
+def with_gmf_size(settings: NeuMFSettings, counts: csr_matrix, dataset: NDArray[np.intp]) -> NeuMFSettings:
+    """Return the settings with ``gmf_size`` found from the counts where it is not set."""
+    if settings.gmf_size is not None:
+        return settings
+    found = significant_axes(counts, dataset) if settings.kind != "mlp" else FEWEST
+    return settings.model_copy(update={"gmf_size": max(found, FEWEST)})
 
 
 def _check(
