@@ -167,6 +167,7 @@ class _Looking:
         self._departures(inbox)
         self._failed_runs(by_name)
         self._second_chances(by_name)
+        self._show_refusals()
         self.found.drops = left_behind(self.study, self.instance)
         waiting = self._requests(self.watch.observe(inbox.datasets, self.now))
         if waiting and not self.found.requests:
@@ -231,6 +232,12 @@ class _Looking:
             self.quarantine.lift(kept[name])
             changed = True
         if changed:
+            self.found.events.append(self.quarantine.evaluation())
+
+    def _show_refusals(self) -> None:
+        """Evaluate the check of the quarantine again where the UI does not show its state."""
+        told = any(isinstance(event, dg.AssetCheckEvaluation) for event in self.found.events)
+        if not told and not self.quarantine.is_shown(self.instance):
             self.found.events.append(self.quarantine.evaluation())
 
     def _departures(self, inbox: Inbox) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationPlanned
+from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.loader import LoadingContextForTest
 
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.stage import Stage, Step
 from neumf_assets.core.counts.settings import ReadSettings
+from neumf_assets.jobs import job_name
 from neumf_assets_tests.live import BROKEN, Live, counts_csv, live_study, stubbed
 
 
@@ -158,6 +163,55 @@ def test_a_broken_file_is_refused_with_its_reason_everywhere_and_holds_nobody_up
     )[0]
     assert check.event.dagster_event.event_specific_data.passed is False
     assert "Refused: bad" in live.last.summary
+
+
+def _shown(live: Live) -> bool | None:
+    """What the UI shows of the check on refused files: passed, failed, or (None) "not evaluated"."""
+    key = dg.AssetCheckKey(dg.AssetKey(["pbmc", "raw_counts"]), "nothing_refused")
+    record = live.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+    if record is None or not isinstance(record.evaluation, dg.AssetCheckEvaluation):
+        return None
+    current = asyncio.run(record.targets_latest_materialization(LoadingContextForTest(live.instance)))
+    return bool(record.evaluation.passed) if current else None
+
+
+def test_a_refusal_stays_visible_when_other_datasets_are_materialised(live: Live) -> None:
+    live.put("bad.csv", BROKEN)
+    live.settle()
+    live.put("good.csv", counts_csv(1))
+    live.settle()
+    assert _shown(live) is False
+    # As in a burst, where the check of a run that was planned earlier does not count as the last one
+    live.instance.report_runless_asset_event(
+        dg.AssetMaterialization(["pbmc", "raw_counts"], partition="good")
+    )
+    assert _shown(live) is None
+    live.arrivals()
+    assert _shown(live) is False
+    assert live.last.events != []
+    live.arrivals()
+    assert live.last.events == []  # told once
+
+
+def test_a_run_that_is_cut_off_does_not_hide_what_is_refused(live: Live) -> None:
+    live.put("bad.csv", BROKEN)
+    live.settle()
+    job = live.definitions.resolve_job_def(job_name("pbmc", "train"))
+    run = live.instance.create_run_for_job(job, tags={"dagster/partition": "good"})
+    key = dg.AssetKey(["pbmc", "raw_counts"])
+    planned = AssetCheckEvaluationPlanned(asset_key=key, check_name="nothing_refused")
+    live.instance.report_dagster_event(
+        DagsterEvent(
+            DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED.value, job.name, event_specific_data=planned
+        ),
+        run.run_id,
+    )
+    assert _shown(live) is None
+    live.arrivals()
+    assert _shown(live) is None  # it will be evaluated by the run
+    live.instance.report_run_failed(run, "killed")
+    live.arrivals()
+    assert _shown(live) is False
 
 
 def test_a_corrected_file_comes_back_under_the_same_name(live: Live) -> None:
