@@ -194,8 +194,14 @@ class Services:
             used = sum(process.memory_full_info().uss for process in processes) / 2**20
             self.samples[name].append((time.monotonic(), used))
 
-    def left_over(self) -> int:
-        """How many processes of runs are still there."""
+    def left_over(self, patience: float) -> int:
+        """How many processes of runs are still there, though they have had time to end."""
+        end = time.monotonic() + patience
+        while (found := self._runs()) and time.monotonic() < end:
+            time.sleep(1)
+        return found
+
+    def _runs(self) -> int:
         assert self.code.process is not None
         lasting = {process.pid for process in self._lasting["code server"]}
         children = psutil.Process(self.code.process.pid).children(recursive=True)
@@ -230,12 +236,14 @@ def _trend(samples: list[tuple[float, float]]) -> dict[str, float]:
     times = (times - times[0]) / 3600
     warm = times >= times[-1] * 0.1
     slope = float(np.polyfit(times[warm], used[warm], 1)[0])
-    third = max(1, warm.sum() // 3)
+    third = max(2, warm.sum() // 3)
+    last_slope = float(np.polyfit(times[-third:], used[-third:], 1)[0])
     first, last = (statistics.median(part) for part in (used[warm][:third], used[warm][-third:]))
     figures = {"first_third_mib": first, "last_third_mib": last, "peak_mib": used.max()}
     return {
         **{name: round(float(value), 1) for name, value in figures.items()},
         "slope_mib_per_hour": round(slope, 1),
+        "slope_of_last_third_mib_per_hour": round(last_slope, 1),
     }
 
 
@@ -324,6 +332,7 @@ class Soak:
 
     def _findings(self, instance: Any, reaper: Reaper, rest_after: float) -> dict[str, Any]:
         arrivals, integrated = self.feeder.arrivals, set(self._integrated())
+        left_over = self.services.left_over(patience=30.0)
         statuses = Counter(run.status.value for run in instance.get_runs())
         waited = [self.waited[name] for name in arrivals.good if name in self.waited]
         figures = {
@@ -336,7 +345,7 @@ class Soak:
             "runs": sum(statuses.values()),
             "runs killed": len(reaper.killed),
             "in progress at the end": len(self._unfinished(instance)),
-            "processes left over": self.services.left_over(),
+            "processes left over": left_over,
             "locks left over": len(list(self.home.run_locks.glob("*"))),
             "arrival to integrated, median s": round(statistics.median(waited), 1) if waited else None,
             "arrival to integrated, longest s": round(max(waited), 1) if waited else None,
@@ -373,7 +382,8 @@ def main(quick: bool = False) -> dict[str, Any]:
             *(
                 f"memory of the {one['service']} (unique set, MiB): first third {one['first_third_mib']}, "
                 f"last third {one['last_third_mib']}, peak {one['peak_mib']}, "
-                f"slope {one['slope_mib_per_hour']:+} an hour"
+                f"slope {one['slope_mib_per_hour']:+} an hour, in the last third "
+                f"{one['slope_of_last_third_mib_per_hour']:+}"
                 for one in found["memory"]
             ),
         ],
