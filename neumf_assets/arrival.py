@@ -150,7 +150,8 @@ def out_of_date(study: StudySettings, item: DatasetFile) -> bool:
     known = store.find((study.name, "raw_counts", item.name))
     if known is None or known.manifest.figures.get("identity") != item.identity:
         return True
-    current = plan(study, stages(study), source_digests(study, store, [item]), store)
+    own = [one for one in stages(study) if one.per_dataset]
+    current = plan(study, own, source_digests(study, store, [item]), store)
     return any(current.datasets.values())
 
 

@@ -113,8 +113,10 @@ class Quarantine:
 
     def outdated(self, refusal: Refusal) -> bool:
         """Whether code or settings changed since, so that the file deserves another try."""
-        current = {item.path: item.code_version(self.study) for item in stages(self.study)}
-        return refusal.is_dataset and current.get(refusal.stage) != refusal.code_version
+        if not refusal.is_dataset:
+            return False
+        current = [item.code_version(self.study) for item in stages(self.study) if item.path == refusal.stage]
+        return current != [refusal.code_version]
 
     def evaluation(self) -> dg.AssetCheckEvaluation:
         """The state of the quarantine as a check of ``raw_counts``."""
