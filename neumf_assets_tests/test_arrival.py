@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import fsspec
 import pytest
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationPlanned
 from dagster._core.events import DagsterEvent, DagsterEventType
@@ -353,3 +354,24 @@ def test_settings_that_could_make_a_refused_file_readable_give_it_another_try(
         live.use(live.study.model_copy(update={"read": ReadSettings(orientation="genes_by_cells")}))
         live.settle()
         assert live.dataset_runs == ["bad", "bad"]
+
+
+def test_an_inbox_may_be_a_url(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubbed(monkeypatch)
+    files, folder = fsspec.filesystem("memory"), f"/{tmp_path.name}"
+    files.makedirs(folder)
+    with live_study(tmp_path, inbox=f"memory:/{folder}") as live:
+        files.pipe_file(f"{folder}/good.csv", counts_csv(1).encode())
+        files.pipe_file(f"{folder}/bad.csv", BROKEN.encode())
+        live.settle()
+        assert sorted(live.dataset_runs) == ["bad", "good"]
+        assert live.integrated() == ["good"]
+        assert "line 2" in files.cat_file(f"{folder}/bad.refused.txt").decode()
+        files.pipe_file(f"{folder}/bad.csv", counts_csv(2).encode())
+        live.settle()
+        assert live.integrated() == ["bad", "good"]
+        assert not files.exists(f"{folder}/bad.refused.txt")
+        files.rm_file(f"{folder}/good.csv")
+        live.arrivals()
+        assert "gone" in " ".join(live.last.news)
+        assert live.partitions() == {"bad", "good"}
