@@ -2,8 +2,10 @@
 
 A process that materialises one asset, whose previous version is in place, is killed (SIGKILL): at file
 operations inside the store and the results folder, spread from the first to the last, and at moments spread
-over its whole time. After each kill: is the last good version readable, bit for bit, and that of every other
-asset? Is anything half-written visible? Does a re-run complete, with no run left in progress?
+over its whole time. At two of three of these moments it is asked to end instead: by SIGTERM, which is what a
+service's stop sends, or by SIGINT, which is what cancelling a run comes to. After each kill: is the last good
+version readable, bit for bit, and that of every other asset? Is anything half-written visible? Does a re-run
+complete, with no run left in progress?
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from benchmarks import harness
 
 POINTS, QUICK_POINTS = 20, 2
 _RERUN_EVERY = 5
+_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # at moments, in turn
 STUDY = """
 name: tiny
 label_column: cell_type
@@ -109,7 +112,7 @@ class Campaign:
             share = (number // 2 + 0.5) / ((points + 1) // 2)
             before = self.snapshot()
             if number % 2:
-                self._kill_at_time(kind, share * seconds)
+                self._kill_at_time(kind, share * seconds, _SENT[number // 2 % len(_SENT)])
             else:
                 self._kill_at_operation(kind, 1 + round(share * (operations - 1)))
             tally.kills += 1
@@ -158,10 +161,10 @@ class Campaign:
     def _kill_at_operation(self, kind: Kind, operation: int) -> None:
         _in_child(lambda report: self._materialise(kind, report, operation)).wait()
 
-    def _kill_at_time(self, kind: Kind, seconds: float) -> None:
+    def _kill_at_time(self, kind: Kind, seconds: float, sent: signal.Signals) -> None:
         child = _in_child(lambda report: self._materialise(kind, report, None))
         time.sleep(seconds)
-        os.kill(child.pid, signal.SIGKILL)
+        os.kill(child.pid, sent)
         child.wait()
 
     def _materialise(self, kind: Kind, report: Any, die_at: int | None) -> int:

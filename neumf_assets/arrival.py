@@ -150,7 +150,8 @@ def out_of_date(study: StudySettings, item: DatasetFile) -> bool:
     known = store.find((study.name, "raw_counts", item.name))
     if known is None or known.manifest.figures.get("identity") != item.identity:
         return True
-    current = plan(study, stages(study), source_digests(study, store, [item]), store)
+    own = [one for one in stages(study) if one.per_dataset]
+    current = plan(study, own, source_digests(study, store, [item]), store)
     return any(current.datasets.values())
 
 
@@ -167,6 +168,7 @@ class _Looking:
         self._departures(inbox)
         self._failed_runs(by_name)
         self._second_chances(by_name)
+        self._show_refusals()
         self.found.drops = left_behind(self.study, self.instance)
         waiting = self._requests(self.watch.observe(inbox.datasets, self.now))
         if waiting and not self.found.requests:
@@ -231,6 +233,12 @@ class _Looking:
             self.quarantine.lift(kept[name])
             changed = True
         if changed:
+            self.found.events.append(self.quarantine.evaluation())
+
+    def _show_refusals(self) -> None:
+        """Evaluate the check of the quarantine again where the UI does not show its state."""
+        told = any(isinstance(event, dg.AssetCheckEvaluation) for event in self.found.events)
+        if not told and not self.quarantine.is_shown(self.instance):
             self.found.events.append(self.quarantine.evaluation())
 
     def _departures(self, inbox: Inbox) -> None:

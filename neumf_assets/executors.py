@@ -10,7 +10,7 @@ import dagster as dg
 
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.home import Home, usable_cpus
-from neumf_assets.orphans import alive
+from neumf_assets.orphans import alive, forget_ended_runs
 
 if TYPE_CHECKING:
     from dagster._core.events import DagsterEvent
@@ -69,7 +69,9 @@ class AliveExecutor(dg.Executor):
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
         """Execute the plan."""
-        with alive(Home.from_environment(), plan_context.run_id):
+        home = Home.from_environment()
+        forget_ended_runs(plan_context.instance, home)
+        with alive(home, plan_context.run_id):
             yield from self._inner.execute(plan_context, execution_plan)
 
 

@@ -48,6 +48,7 @@ def fail_dead_runs(instance: dg.DagsterInstance, home: Home) -> list[str]:
         else:
             instance.report_run_failed(run, message)
         forget(home, run.run_id)
+    forget_ended_runs(instance, home)
     free_slots_of_ended_runs(instance)
     return [run.run_id for run in dead]
 
@@ -62,6 +63,18 @@ def free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
         run = instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             storage.free_concurrency_slots_for_run(run_id)
+
+
+def forget_ended_runs(instance: dg.DagsterInstance, home: Home) -> None:
+    """Remove what dead processes left of their locks, where their runs are known to have ended.
+
+    A code server notices the death of a run's process by itself, and knows nothing of the lock.
+    """
+    for path in home.run_locks.iterdir() if home.run_locks.is_dir() else ():
+        if not path.name.startswith(".") and is_dead(path):
+            run = instance.get_run_by_id(path.name)
+            if run is not None and run.is_finished:
+                path.unlink(missing_ok=True)
 
 
 def forget(home: Home, run_id: str) -> None:

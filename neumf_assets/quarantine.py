@@ -113,8 +113,10 @@ class Quarantine:
 
     def outdated(self, refusal: Refusal) -> bool:
         """Whether code or settings changed since, so that the file deserves another try."""
-        current = {item.path: item.code_version(self.study) for item in stages(self.study)}
-        return refusal.is_dataset and current.get(refusal.stage) != refusal.code_version
+        if not refusal.is_dataset:
+            return False
+        current = [item.code_version(self.study) for item in stages(self.study) if item.path == refusal.stage]
+        return current != [refusal.code_version]
 
     def evaluation(self) -> dg.AssetCheckEvaluation:
         """The state of the quarantine as a check of ``raw_counts``."""
@@ -127,6 +129,31 @@ class Quarantine:
             description=self.summary(),
             metadata={refusal.name: refusal.reason for refusal in refused},
         )
+
+    def is_shown(self, instance: dg.DagsterInstance) -> bool:
+        """Whether the UI shows the present state of the quarantine, or is about to.
+
+        Dagster takes a check for "not evaluated" when its asset has been materialised since, and here that is
+        any other dataset of the study. The run that did so evaluates the check as well, but what counts as its
+        last evaluation is the one that was planned last: in a burst, that may be another run's.
+        """
+        now = self.evaluation()
+        key = dg.AssetCheckKey(now.asset_key, CHECK)
+        record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+        if record is None:
+            return now.passed
+        told = record.evaluation
+        if not isinstance(told, dg.AssetCheckEvaluation):  # planned, and not evaluated so far
+            run = instance.get_run_by_id(record.run_id)
+            return run is not None and not run.is_finished
+        if (told.passed, told.description) != (now.passed, now.description):
+            return False
+        last = next(iter(instance.fetch_materializations(now.asset_key, limit=1).records), None)
+        if last is None or last.run_id == record.run_id:
+            return True
+        if (target := told.target_materialization_data) is not None:
+            return bool(target.storage_id == last.storage_id)
+        return bool(last.timestamp < record.create_timestamp)
 
     def summary(self) -> str:
         """One line for people."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
+import fsspec
 import pytest
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationPlanned
+from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.loader import LoadingContextForTest
 
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.stage import Stage, Step
 from neumf_assets.core.counts.settings import ReadSettings
+from neumf_assets.jobs import job_name
 from neumf_assets_tests.live import BROKEN, Live, counts_csv, live_study, stubbed
 
 
@@ -160,6 +166,55 @@ def test_a_broken_file_is_refused_with_its_reason_everywhere_and_holds_nobody_up
     assert "Refused: bad" in live.last.summary
 
 
+def _shown(live: Live) -> bool | None:
+    """What the UI shows of the check on refused files: passed, failed, or (None) "not evaluated"."""
+    key = dg.AssetCheckKey(dg.AssetKey(["pbmc", "raw_counts"]), "nothing_refused")
+    record = live.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+    if record is None or not isinstance(record.evaluation, dg.AssetCheckEvaluation):
+        return None
+    current = asyncio.run(record.targets_latest_materialization(LoadingContextForTest(live.instance)))
+    return bool(record.evaluation.passed) if current else None
+
+
+def test_a_refusal_stays_visible_when_other_datasets_are_materialised(live: Live) -> None:
+    live.put("bad.csv", BROKEN)
+    live.settle()
+    live.put("good.csv", counts_csv(1))
+    live.settle()
+    assert _shown(live) is False
+    # As in a burst, where the check of a run that was planned earlier does not count as the last one
+    live.instance.report_runless_asset_event(
+        dg.AssetMaterialization(["pbmc", "raw_counts"], partition="good")
+    )
+    assert _shown(live) is None
+    live.arrivals()
+    assert _shown(live) is False
+    assert live.last.events != []
+    live.arrivals()
+    assert live.last.events == []  # told once
+
+
+def test_a_run_that_is_cut_off_does_not_hide_what_is_refused(live: Live) -> None:
+    live.put("bad.csv", BROKEN)
+    live.settle()
+    job = live.definitions.resolve_job_def(job_name("pbmc", "train"))
+    run = live.instance.create_run_for_job(job, tags={"dagster/partition": "good"})
+    key = dg.AssetKey(["pbmc", "raw_counts"])
+    planned = AssetCheckEvaluationPlanned(asset_key=key, check_name="nothing_refused")
+    live.instance.report_dagster_event(
+        DagsterEvent(
+            DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED.value, job.name, event_specific_data=planned
+        ),
+        run.run_id,
+    )
+    assert _shown(live) is None
+    live.arrivals()
+    assert _shown(live) is None  # it will be evaluated by the run
+    live.instance.report_run_failed(run, "killed")
+    live.arrivals()
+    assert _shown(live) is False
+
+
 def test_a_corrected_file_comes_back_under_the_same_name(live: Live) -> None:
     live.put("bad.csv", BROKEN)
     live.settle()
@@ -299,3 +354,24 @@ def test_settings_that_could_make_a_refused_file_readable_give_it_another_try(
         live.use(live.study.model_copy(update={"read": ReadSettings(orientation="genes_by_cells")}))
         live.settle()
         assert live.dataset_runs == ["bad", "bad"]
+
+
+def test_an_inbox_may_be_a_url(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubbed(monkeypatch)
+    files, folder = fsspec.filesystem("memory"), f"/{tmp_path.name}"
+    files.makedirs(folder)
+    with live_study(tmp_path, inbox=f"memory:/{folder}") as live:
+        files.pipe_file(f"{folder}/good.csv", counts_csv(1).encode())
+        files.pipe_file(f"{folder}/bad.csv", BROKEN.encode())
+        live.settle()
+        assert sorted(live.dataset_runs) == ["bad", "good"]
+        assert live.integrated() == ["good"]
+        assert "line 2" in files.cat_file(f"{folder}/bad.refused.txt").decode()
+        files.pipe_file(f"{folder}/bad.csv", counts_csv(2).encode())
+        live.settle()
+        assert live.integrated() == ["bad", "good"]
+        assert not files.exists(f"{folder}/bad.refused.txt")
+        files.rm_file(f"{folder}/good.csv")
+        live.arrivals()
+        assert "gone" in " ".join(live.last.news)
+        assert live.partitions() == {"bad", "good"}

@@ -17,7 +17,7 @@ from neumf_assets import executors
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.executors import EXECUTORS, PRELOADED, executor
 from neumf_assets.home import Home
-from neumf_assets.orphans import alive, dead_runs, fail_dead_runs
+from neumf_assets.orphans import alive, dead_runs, fail_dead_runs, forget_ended_runs
 
 MULTIPROCESS = """
 import os, sys
@@ -173,6 +173,29 @@ def test_a_dead_run_is_failed_and_a_living_one_left_alone(home: Path, cancelling
         ended = instance.get_run_by_id(run.run_id)
         assert ended is not None
         assert ended.status.value == ("CANCELED" if cancelling else "FAILURE")
+
+
+def test_what_a_dead_process_left_is_removed_once_its_run_is_known_to_have_ended(home: Path) -> None:
+    folders = Home.from_environment()
+    folders.prepare()
+    with dg.DagsterInstance.from_config(str(folders.dagster)) as instance:
+        run, living = _started(instance), _started(instance)
+        process = subprocess.Popen(
+            [sys.executable, "-c", LIVE, run.run_id], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.kill()
+        process.wait()
+        lock = folders.run_locks / run.run_id
+        forget_ended_runs(instance, folders)
+        assert lock.exists(), "the only sign that the run has died"
+        instance.report_run_failed(run, "the code server noticed that its process ended")
+        with alive(folders, living.run_id):
+            instance.report_run_failed(living, "marked by hand")
+            forget_ended_runs(instance, folders)
+            assert (folders.run_locks / living.run_id).exists(), "held by a living process"
+        assert not lock.exists()
 
 
 def test_a_dead_run_gives_back_its_place_in_a_pool(home: Path) -> None:

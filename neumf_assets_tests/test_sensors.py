@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 
 from neumf_assets.arrival import Watch
+from neumf_assets.core.store import Store
 from neumf_assets.sensors import arrival_sensor
 from neumf_assets.settings import ArrivalSettings, StudySettings
 
@@ -78,6 +79,22 @@ def test_a_burst_asks_for_one_run_each(ticks: Ticks) -> None:
         _write(ticks.inbox / f"d{number}.csv", CSV)
     ticks.tick()
     assert sorted(ticks.tick()) == sorted(f"d{number}" for number in range(12))
+    assert ticks.tick() == []
+
+
+def test_a_tick_at_rest_looks_into_the_folder_and_not_into_the_storage(
+    ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        _write(ticks.inbox / f"d{number}.csv", CSV)
+    ticks.tick()
+    ticks.tick()
+
+    def find(*arguments: object) -> None:
+        raise AssertionError(f"looked for {arguments}")
+
+    monkeypatch.setattr(Store, "find", find)
+    assert ticks.tick() == []
     assert ticks.tick() == []
 
 

@@ -334,6 +334,7 @@ class Deployment:
         self.services["webserver"].start()
         self.services["daemon"].start()
         wait_for(self._loaded, "the web interface")
+        wait_for(self.ready, "an answer out of all storages", 120)
 
     def down(self) -> None:
         """Stop all services."""
@@ -344,11 +345,46 @@ class Deployment:
         """The data of a GraphQL answer."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found = json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                found = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise OSError(f"HTTP {error.code}: {error.read().decode(errors='replace')[:2000]}") from None
         assert "errors" not in found, found["errors"]
         data: dict[str, Any] = found["data"]
         return data
+
+    def read(self, query: str, patience: float = 120.0, **variables: Any) -> dict[str, Any]:
+        """The data of a question that may be asked again, as a browser does, if it fails at first.
+
+        While the machine is busy, the web interface gives up on the database after some seconds.
+        """
+        end = time.monotonic() + patience
+        while True:
+            try:
+                return self.ask(query, **variables)
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.5)
+
+    def ready(self) -> bool:
+        """Whether an answer comes out of the storages of runs, events and schedules.
+
+        The web interface keeps one connection to each. When PostgreSQL has been away it finds out about each
+        by an error, which ends the request at hand.
+        """
+        query = """query Ready($repository: RepositorySelector!) {
+             runsOrError(limit: 1) { ... on Runs { results { id } } }
+             assetNodes { assetMaterializations(limit: 1) { timestamp } }
+             sensorsOrError(repositorySelector: $repository) { ... on Sensors { results { sensorState {
+               status ticks(limit: 1) { timestamp } } } } } }"""
+        place = {"repositoryName": "__repository__", "repositoryLocationName": "neumf_assets"}
+        try:
+            self.ask(query, repository=place)
+        except OSError:
+            return False
+        return True
 
     def command(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """The outcome of ``neumf-assets …`` in the services' environment."""
