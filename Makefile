@@ -50,5 +50,5 @@ clean:
 
 .venv/test.stamp: .venv/run.stamp
 	@echo "Setting up the tests' packages (once) ..."
-	@$(INSTALL) --editable ".[s3,postgres,dev]"
+	@$(INSTALL) --editable ".[s3,postgres,ray,kubernetes,dev]"
 	@touch $@

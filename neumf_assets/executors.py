@@ -33,19 +33,28 @@ PRELOADED = (
 
 
 def executor() -> dg.ExecutorDefinition:
-    """The executor named by ``NEUMF_EXECUTOR``: ``in_process`` (default) or ``multiprocess``.
+    """The executor named by ``NEUMF_EXECUTOR``: ``in_process`` (default), ``multiprocess``, ``ray``, ``kubernetes``.
 
     In one process, steps of a run share what they imported, and a run is one process of its own anyway. With
-    many, steps that do not wait for each other run side by side, and memory is given back after each.
+    many, steps that do not wait for each other run side by side, and memory is given back after each. On Ray,
+    each step is a job of the cluster at ``RAY_API_SERVER_ADDRESS`` (its dashboard's address), with the
+    processors, GPU and memory that it asks for; ``NEUMF_HOME`` must be the same folder on every node. On
+    Kubernetes, likewise, each step is a pod.
 
     Raises
     ------
     BadSettings
-        If the name is unknown.
+        If the name is unknown, or what it needs is not installed.
     """
     name = os.environ.get("NEUMF_EXECUTOR") or "in_process"
-    if name not in EXECUTORS:
-        raise BadSettings(f"NEUMF_EXECUTOR is {name!r}; set it to one of {', '.join(EXECUTORS)}.")
+    if name not in (*EXECUTORS, *ON_CLUSTERS):
+        raise BadSettings(
+            f"NEUMF_EXECUTOR is {name!r}; set it to one of {', '.join([*EXECUTORS, *ON_CLUSTERS])}."
+        )
+    if name == "ray":
+        return _on_ray()
+    if name == "kubernetes":
+        return _on_kubernetes()
     return EXECUTORS[name]
 
 
@@ -102,6 +111,49 @@ def _forking(base: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
 
     return base.configured(defaults, name=base.name, config_schema=base.config_schema.as_field())
 
+
+def _on_ray() -> dg.ExecutorDefinition:
+    """Steps as jobs of a Ray cluster; they get the variables that say where everything lives."""
+    try:
+        from dagster_ray import ray_executor
+    except ImportError as error:
+        raise _missing("ray", error) from None
+
+    def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+        ray = dict(config["ray"])
+        ray["address"] = ray.get("address") or os.environ.get("RAY_API_SERVER_ADDRESS") or RAY_ADDRESS
+        ray["env_vars"] = [*_passed_on(), *(ray.get("env_vars") or [])]
+        return {**config, "ray": ray}
+
+    base = _alive(ray_executor)
+    return base.configured(defaults, name="ray", config_schema=base.config_schema.as_field())
+
+
+def _on_kubernetes() -> dg.ExecutorDefinition:
+    """Steps as pods, with the image and the variables of the run's own pod."""
+    try:
+        from dagster_k8s import k8s_job_executor
+    except ImportError as error:
+        raise _missing("kubernetes", error) from None
+    return _alive(k8s_job_executor)
+
+
+def _missing(name: str, error: ImportError) -> BadSettings:
+    return BadSettings(
+        f"NEUMF_EXECUTOR is {name!r}, but {error.name} is not installed; pip install 'neumf-assets[{name}]'."
+    )
+
+
+def _passed_on() -> list[str]:
+    """The variables that a step needs on another machine, as ``KEY=VALUE``."""
+    home = Home.from_environment()
+    values = {name: value for name, value in os.environ.items() if name.startswith("NEUMF_")}
+    values |= {"NEUMF_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster.absolute())}
+    return [f"{name}={value}" for name, value in sorted(values.items())]
+
+
+RAY_ADDRESS = "http://127.0.0.1:8265"
+ON_CLUSTERS = ("ray", "kubernetes")
 
 EXECUTORS = {
     "in_process": _alive(dg.in_process_executor),

@@ -73,6 +73,13 @@ class ScheduleSettings(Settings):
     )
 
 
+class RequestSettings(Settings):
+    """What a step asks for on a cluster (Ray, Kubernetes)."""
+
+    cpus: float = Field(1.0, gt=0, le=1024, description="Processors.")
+    memory_mib: int = Field(2048, ge=128, le=2**24, description="Memory in MiB.")
+
+
 class StudySettings(Settings):
     """One study: several datasets that are measured, modelled and compared together."""
 
@@ -128,12 +135,21 @@ class StudySettings(Settings):
     )
     arrival: ArrivalSettings = Field(ArrivalSettings(), description="Watching the inbox.")
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="Timed refreshes.")
+    requests: dict[str, RequestSettings] = Field(
+        {},
+        description="What steps ask for on a cluster, by asset (liger/factors) or by group (ingest, model, "
+        "integrate, report); others ask for 1 processor and 2048 MiB.",
+    )
 
     @model_validator(mode="after")
     def _arms_once(self) -> Self:
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"arms names an arm twice: {list(self.arms)}")
         return self
+
+    def request_of(self, asset: str, group: str) -> RequestSettings:
+        """What a step asks for on a cluster."""
+        return self.requests.get(asset) or self.requests.get(group) or RequestSettings()
 
 
 def check_name(name: str, what: str) -> str:

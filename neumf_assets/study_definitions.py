@@ -38,6 +38,7 @@ from neumf_assets.reuse import CHECKS, Unchanged, kept_metadata, kept_outcomes, 
 from neumf_assets.schedules import RETRAIN_TAG, study_schedules
 from neumf_assets.sensors import study_sensors
 from neumf_assets.settings import StudySettings
+from neumf_assets.step_requests import request_tags
 
 # Data versions work and are what makes staleness visible; each use would print a warning into the run.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=dg.BetaWarning)
@@ -98,6 +99,7 @@ def asset_of(
         kinds=kinds_of(declared),
         owners=list(study.owners),
         tags=tags_of(declared),
+        op_tags=request_tags(study, declared),
         metadata=definition_metadata(declared),
         pool=GPU_POOL if declared.uses_device else None,
         automation_condition=condition_of(declared, study, everything),

@@ -218,6 +218,7 @@ def _train_ineumf(step: Step, counts: Mapping[str, ad.AnnData]) -> NeuMFModel:
 
     from neumf_assets.core.counts.stack import stack_shared
     from neumf_assets.core.neumf.train import fit
+    from neumf_assets.ray_training import training_of
 
     matrix, genes = stack_shared(counts)
     return fit(
@@ -230,6 +231,7 @@ def _train_ineumf(step: Step, counts: Mapping[str, ad.AnnData]) -> NeuMFModel:
         device=step.device,
         progress=step.progress,
         checkpoint_dir=step.scratch,
+        training=training_of(step.study.ineumf, step.device),
     )
 
 

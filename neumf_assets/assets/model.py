@@ -27,6 +27,7 @@ def neumf_model(step: Step) -> Product:
     """
     from neumf_assets.core.counts.store import load_counts
     from neumf_assets.core.neumf.train import fit
+    from neumf_assets.ray_training import training_of
 
     matrix = load_counts(step.one("counts").path)
     model = fit(
@@ -38,6 +39,7 @@ def neumf_model(step: Step) -> Product:
         device=step.device,
         progress=step.progress,
         checkpoint_dir=step.scratch,
+        training=training_of(step.study.model, step.device),
     )
     return Product(model.save, model_figures(model), pictures=loss_pictures(model))
 

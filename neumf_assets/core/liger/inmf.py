@@ -24,6 +24,7 @@ from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.liger.hals import gram, sweep, threads, violation
 from neumf_assets.core.liger.matrices import ScaledMatrix, as_scaled
 from neumf_assets.core.liger.settings import LigerSettings
+from neumf_assets.core.liger.shards import ALONE, Shards
 from neumf_assets.core.progress import Progress, silent
 
 _WINDOW = 5  # iterations over which convergence is judged
@@ -84,6 +85,7 @@ def inmf(
     device: str | torch.device = "cpu",
     progress: Progress = silent,
     start: INMFResult | None = None,
+    shards: Shards = ALONE,
 ) -> INMFResult:
     """Factorise all datasets together.
 
@@ -100,6 +102,10 @@ def inmf(
     start
         Factors to start from instead of random ones (no restarts then). With fewer factors than ``k``, random
         ones are added.
+    shards
+        The processes that factorise together: ``datasets`` are then this process's cells of each, and so is H in
+        the result; all else is the same in every process, and that of one process up to the order of float32
+        sums. Not with ``start``.
 
     Raises
     ------
@@ -111,13 +117,13 @@ def inmf(
     with torch.no_grad(), threads(settings.threads):
         matrices = [as_scaled(matrix, device) for matrix in datasets]
         check_shapes(matrices, settings.k)
-        solver = Solver(matrices, settings, torch.device(device), progress)
+        solver = Solver(matrices, settings, torch.device(device), progress, shards)
         run = solver.best_start() if start is None else solver.new_run(0, start)
         trials = solver.trials
         while not run.stopped(settings):
             solver.iterate(run)
         solver.polish(run)
-        result = finished(run, solver.kkt(run))
+        result = finished(run, solver.kkt(run), shards)
     return replace(result, seconds=time.perf_counter() - begun, trials=trials)
 
 
@@ -167,9 +173,11 @@ class Solver:
         settings: LigerSettings,
         device: torch.device,
         progress: Progress,
+        shards: Shards = ALONE,
     ) -> None:
         self.matrices, self.settings, self.device, self.progress = matrices, settings, device, progress
-        self.sum_squares = sum(matrix.sum_squares for matrix in matrices)
+        self.shards = shards
+        self.sum_squares = shards.sum(sum(matrix.sum_squares for matrix in matrices))[0]
         self.trials: tuple[float, ...] = ()
 
     def best_start(self) -> Run:
@@ -197,8 +205,9 @@ class Solver:
         H, V, shared = [], [], torch.zeros(k, n_genes)
         for matrix in self.matrices:
             # H (W + V) then has about the data's mean; a larger start lets the first step empty whole factors
-            size = (matrix.total / (matrix.n_cells * n_genes) / k) ** 0.5
-            H.append(draw(matrix.n_cells, size))
+            total, n_cells = self.shards.sum(matrix.total, matrix.n_cells)
+            size = (total / (n_cells * n_genes) / k) ** 0.5
+            H.append(self.shards.own(draw(int(n_cells), size)))
             V.append(draw(n_genes, size / 2))
             shared += draw(n_genes, size / 2) / len(self.matrices)
         if start is not None:
@@ -241,21 +250,23 @@ class Solver:
 
     def kkt(self, run: Run) -> float:
         """Compute the relative residual of :func:`kkt_residual` at the run's factors."""
-        lam, seen = self.settings.lam, []
+        lam, seen, of_cells = self.settings.lam, [], []
         gradient_W, curvature_W = torch.zeros_like(run.W), torch.zeros(run.W.shape[0], device=self.device)
         for matrix, V, H in zip(self.matrices, run.V, run.H, strict=True):
             together = run.W + V
             right, curvature = together.T.contiguous(), (gram(together) + lam * gram(V)).float()
-            HH, HX = gram(H).float(), torch.zeros_like(V)
+            HH, HX = gram(H), torch.zeros_like(V)
             for rows, block in matrix.blocks():
                 part = H[:, rows].contiguous()
                 HX += block.transposed_times(part)
-                seen.append(violation(part, curvature @ part - block.times(right), curvature.diagonal()))
+                of_cells.append(violation(part, curvature @ part - block.times(right), curvature.diagonal()))
+            self.shards.add_up([HX, HH])
+            HH = HH.float()
             seen.append(violation(V, HH @ (together + lam * V) - HX, (1 + lam) * HH.diagonal()))
             gradient_W += HH @ together - HX
             curvature_W += HH.diagonal()
         seen.append(violation(run.W, gradient_W, curvature_W))
-        violated, size = np.sum(seen, axis=0)
+        violated, size = np.sum([*seen, self.shards.sum(*np.sum(of_cells, axis=0))], axis=0)
         return float(np.sqrt(violated / max(size, 1e-300)))
 
     def _step_cells(
@@ -278,6 +289,7 @@ class Solver:
             all_H.append(H)
             products.append(product)
             grams.append(gram(H))
+        self.shards.add_up([*products, *grams])
         return all_H, products, grams
 
     def step_genes(
@@ -318,14 +330,14 @@ def _fill(target: torch.Tensor, given: NDArray[np.float32]) -> None:
     target[:rows] = torch.from_numpy(np.ascontiguousarray(given[:rows], dtype=np.float32))
 
 
-def finished(run: Run, kkt: float) -> INMFResult:
+def finished(run: Run, kkt: float, shards: Shards = ALONE) -> INMFResult:
     """Give every factor length 1 over the genes and sort the factors by size."""
     W = run.W.cpu().double().numpy()
     V = [v.cpu().double().numpy() for v in run.V]
     H = [h.cpu().double().numpy() for h in run.H]
     length = np.linalg.norm(W + np.mean(V, axis=0), axis=1)
     length[length == 0] = 1
-    total = sum(h.sum(axis=1) for h in H) * length
+    total = np.array(shards.sum(*sum(h.sum(axis=1) for h in H))) * length
     order = np.argsort(-total, kind="stable")
     scale = length[order, None]
     return INMFResult(

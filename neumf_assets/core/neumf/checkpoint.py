@@ -72,10 +72,13 @@ class Checkpoint:
 
     def restore(self, stage: int, state: State) -> bool:
         """Bring ``state`` to where the stage's file left it; return whether there was one."""
-        if self.folder is None or not self._file(stage).exists():
+        return self.folder is not None and self._read(self._file(stage), state)
+
+    def _read(self, path: Path, state: State) -> bool:
+        if not path.exists():
             return False
         try:
-            with safe_open(self._file(stage), "pt") as file:
+            with safe_open(path, "pt") as file:
                 meta = file.metadata()
                 if meta.get("key") != self.key:
                     return False
@@ -92,18 +95,23 @@ class Checkpoint:
 
     def write(self, stage: int, state: State, now: bool = False) -> None:
         """Write the state of a stage if the last write is long enough ago, or ``now``."""
-        if self.folder is None or not (now or time.monotonic() - self._written >= self.seconds):
-            return
+        if self.folder is not None and (now or self._due()):
+            self._write(self._file(stage), state)
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._written >= self.seconds
+
+    def _write(self, path: Path, state: State) -> None:
         tensors = _tensors(state) | {f"best.{name}": value for name, value in state.best.items()}
         progress = {name: getattr(state, name) for name in ("epoch", "history", "best_loss", "best_epoch")}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / f".stage-{stage}.{os.getpid()}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.parent / f".{path.stem}.{os.getpid()}"
         save_file(
             {name: value.contiguous().cpu() for name, value in tensors.items()},
             unfinished,
             metadata={"key": self.key, "progress": json.dumps(progress)},
         )
-        publish(unfinished, self._file(stage))
+        publish(unfinished, path)
         self._written = time.monotonic()
 
     def remove(self) -> None:

@@ -214,6 +214,13 @@ class NeuMFSettings(Settings):
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads (null: as torch is set)."
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Processes that train one model together, each with its share of the cells (on a Ray "
+        "cluster, or on this machine); same model up to the order of sums in float32.",
+    )
     checkpoint_seconds: float = Field(
         default=60.0, ge=0.0, description="Least time between two checkpoints; 0: after every epoch."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,6 +41,7 @@ from neumf_assets.core.neumf.network import (
 from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss, sparse_poisson_loss
 from neumf_assets.core.neumf.optimiser import RowAdam, Rows
 from neumf_assets.core.neumf.settings import NeuMFSettings
+from neumf_assets.core.neumf.workers import ALONE, Workers
 from neumf_assets.core.progress import Progress, silent
 
 FINAL_RATE = 0.01
@@ -50,7 +51,11 @@ FUSION_SCALE = 0.1
 
 @dataclass(frozen=True)
 class Data:
-    """Everything that stays the same while a model is trained."""
+    """Everything that stays the same while a model is trained.
+
+    ``counts``, ``log_size``, ``dataset`` and ``held_out`` are those of the cells of this worker; ``everyone`` is
+    the dataset of each cell of all workers (``None``: this one has them all).
+    """
 
     settings: NeuMFSettings
     counts: SparseCounts
@@ -59,6 +64,13 @@ class Data:
     held_out: HeldOut | None
     gene_bias: Tensor
     device: torch.device
+    workers: Workers = ALONE
+    everyone: NDArray[np.intp] | None = None
+
+    @property
+    def all_cells(self) -> NDArray[np.intp]:
+        """Dataset of each cell of all workers."""
+        return self.dataset if self.everyone is None else self.everyone
 
     @property
     def n_datasets(self) -> int:
@@ -82,6 +94,9 @@ class State:
     best: Tables = field(default_factory=dict)
 
 
+Training = Callable[[Data, Progress, Checkpoint], State]
+
+
 def fit(
     counts: csr_matrix,
     settings: NeuMFSettings,
@@ -93,6 +108,7 @@ def fit(
     device: str = "cpu",
     progress: Progress = silent,
     checkpoint_dir: Path | None = None,
+    training: Training | None = None,
 ) -> NeuMFModel:
     """Train a NeuMF on the counts of one dataset or of several together.
 
@@ -115,6 +131,8 @@ def fit(
         Told after every epoch.
     checkpoint_dir
         Where checkpoints of this training are kept and looked for; removed from there at the end.
+    training
+        What trains the prepared data; by default this process alone (:func:`train_stages`).
 
     Returns
     -------
@@ -137,7 +155,7 @@ def fit(
         data = prepare(used, factors, dataset, settings, torch.device(device))
         key = fingerprint(settings, used, dataset, device)
         checkpoint = Checkpoint(checkpoint_dir, key, settings.checkpoint_seconds)
-        state = train_stages(data, progress, checkpoint)
+        state = (training or train_stages)(data, progress, checkpoint)
     model = NeuMFModel(
         settings=settings,
         layout=state.layout,
@@ -268,11 +286,12 @@ def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) 
     generator = torch.Generator().manual_seed(settings.seed * 1009 + stage)
     tables = initial_tables(
         layout,
-        data.counts.n_cells,
+        data.all_cells.size,
         data.gene_bias,
         generator,
         output_scale=FUSION_SCALE if settings.pretrain == "gmf" and kind == "neumf" else 1.0,
     )
+    tables["cells"] = data.workers.own_rows(tables["cells"])
     tables = {name: table.to(data.device) for name, table in tables.items()}
     if kind == "neumf" and trained:
         _fuse(layout, tables, trained, settings.alpha)
@@ -349,7 +368,7 @@ def run_stage(
     """
     settings = data.settings
     checkpoint.restore(stage, state)
-    plan = Plan.of(data.dataset, data.counts.n_genes, settings, data.device)
+    plan = Plan.of(data.all_cells, data.counts.n_genes, settings, data.device)
     stepper = Stepper(data, state, frozen)
     with torch_threads(stepper.operation_threads):
         while state.epoch < epochs and not _stalled(state, settings):
@@ -370,16 +389,18 @@ def _run_epoch(stepper: Stepper, plan: Plan, stage: int, shares: list[float]) ->
     """Make all steps of an epoch; return its mean loss per entry, seconds and rate."""
     data, epoch, begin = stepper.data, stepper.state.epoch, time.perf_counter()
     seed = data.settings.seed
-    generator = torch.Generator(data.device).manual_seed(_mix(seed, stage, epoch))
-    torch.manual_seed(_mix(seed, stage, epoch))
+    drawn = _mix(seed, stage, epoch, *data.workers.seed)
+    generator = torch.Generator(data.device).manual_seed(drawn)
+    torch.manual_seed(drawn)
     total, pairs = torch.zeros((), dtype=torch.float64, device=data.device), 0
     for step, share in zip(plan.epoch((seed, 2, stage, epoch)), shares, strict=True):
         loss, size = stepper(step, share, generator)
         total += loss
         pairs += size
-    mean_loss = float(total) / max(pairs, 1)
+    loss_sum, pairs_sum = data.workers.sum(float(total), pairs)
+    mean_loss = loss_sum / max(pairs_sum, 1)
     seconds = time.perf_counter() - begin
-    return {"train_loss": mean_loss, "seconds": seconds, "pairs_per_second": pairs / seconds}
+    return {"train_loss": mean_loss, "seconds": seconds, "pairs_per_second": pairs_sum / seconds}
 
 
 def _mix(*numbers: int) -> int:
@@ -443,7 +464,7 @@ class Stepper:
         self.tower = Tower.of(state.layout, self.settings, state.statistics, data.device)
         self.fused = self._fused()
         self.training = "tower" not in frozen  # a frozen tower neither drops units nor renews its statistics
-        self.members = np.bincount(data.dataset, minlength=data.n_datasets)
+        self.members = np.bincount(data.all_cells, minlength=data.n_datasets)
         self.decay = self._decay()
         self.rates = self._column_rates()
 
@@ -457,17 +478,38 @@ class Stepper:
         return 1 if light else torch.get_num_threads()
 
     def __call__(self, step: Step, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
-        """Make one step; return the summed loss (detached) and the number of pairs it was summed over."""
-        cells, genes, rows = self.locate(step)
+        """Make one step; return the summed loss (detached) and the number of pairs it was summed over.
+
+        With several workers, both are those of this worker's cells of the step.
+        """
+        own = self.data.workers.own(step)
+        cells, genes, rows = self.locate(own)
         leaves = {name: opt.take(rows[name]) for name, opt in self.state.optimisers.items()}
-        block = self.block(leaves)
-        if self.settings.pairs == "sampled":
-            loss, pairs = self.sampled_loss(block, step, cells, generator)
-        else:
-            loss, pairs = self.full_loss(block, step, cells, genes)
-        gradients = torch.autograd.grad(loss, [leaves[name] for name in self.trained])
-        self._update(step, rows, leaves, dict(zip(self.trained, gradients, strict=True)), share, pairs)
+        loss, pairs = self.loss(self.block(leaves), own, cells, genes, generator)
+        trained = [leaves[name] for name in self.trained]
+        if own.cells.size:
+            found = torch.autograd.grad(loss, trained)
+        else:  # all cells of the step are other workers'
+            found = tuple(torch.zeros_like(leaf) for leaf in trained)
+        gradients = dict(zip(self.trained, found, strict=True))
+        all_pairs = self.data.workers.sum_gradients(gradients, pairs)
+        self._update(step, rows, leaves, gradients, share, all_pairs)
         return loss.detach(), pairs
+
+    def loss(
+        self,
+        block: Block,
+        step: Step,
+        cells: Tensor,
+        genes: Tensor | None,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, int]:
+        """Return the summed loss of a block and the number of pairs it was summed over."""
+        if not step.cells.size:
+            return torch.zeros((), device=self.data.device), 0
+        if self.settings.pairs == "sampled":
+            return self.sampled_loss(block, step, cells, generator)
+        return self.full_loss(block, step, cells, genes)
 
     def locate(self, step: Step) -> tuple[Tensor, Tensor | None, dict[str, Rows]]:
         """Return a step's cells and genes on the device, and the rows of each table that it uses."""
@@ -602,10 +644,10 @@ class Stepper:
         leaves: Tables,
         gradients: Tables,
         rate_share: float,
-        pairs: int,
+        pairs: float,
     ) -> None:
         share_genes = 1.0 if step.genes is None else step.genes.size / self.data.counts.n_genes
-        share_cells = step.cells.size / self.data.dataset.size
+        share_cells = step.cells.size / self.data.all_cells.size
         share = {
             "cells": share_genes,
             "genes": share_cells,
@@ -615,7 +657,8 @@ class Stepper:
         for name, gradient in gradients.items():
             gradient.addcmul_(leaves[name].detach(), self.decay[name], value=share[name])
         if self.settings.gradient_clip is not None:
-            norm = torch.stack([g.norm() for g in gradients.values()]).norm() / pairs
+            norms = [self.data.workers.norm(name, gradient) for name, gradient in gradients.items()]
+            norm = torch.stack(norms).norm() / pairs
             factor = (self.settings.gradient_clip / (norm + 1e-12)).clamp(max=1.0)
             for gradient in gradients.values():
                 gradient.mul_(factor)
@@ -630,7 +673,8 @@ class Stepper:
         if self.data.held_out is None:
             return None
         losses = [self._held_out_loss(part) for part in self.held_out_parts]
-        return sum(loss for loss, _ in losses) / max(sum(size for _, size in losses), 1)
+        total, pairs = self.data.workers.sum(sum(loss for loss, _ in losses), sum(size for _, size in losses))
+        return total / max(pairs, 1)
 
     @cached_property
     def held_out_parts(self) -> list[_HeldOutPart]:

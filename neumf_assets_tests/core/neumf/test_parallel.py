@@ -1,0 +1,126 @@
+"""Training by two real processes: the model of one process, what is sent, and what a kill does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from neumf_assets.core.errors import BadSettings, NeumfError
+from neumf_assets.core.neumf.parallel import LocalProcesses, ParallelTraining
+from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
+
+# float32 sums in another order, amplified by Adam over the epochs
+TOLERANCE = 2e-4
+
+
+def two_workers() -> ParallelTraining:
+    return ParallelTraining(2, LocalProcesses(threads=1))
+
+
+@pytest.mark.parametrize(
+    ("n_datasets", "changes"),
+    [
+        (1, {"pretrain": "both"}),
+        (2, {"kind": "gmf", "objective": "nb", "gradient_clip": 0.01}),
+        (2, {"kind": "gmf", "block_genes": 13, "block_cells": 3, "patience": 2}),
+    ],
+    ids=str,
+)
+def test_two_workers_train_the_model_of_one(n_datasets: int, changes: dict[str, Any]) -> None:
+    counts, _, dataset = low_rank(n_datasets=n_datasets, shift=1.0)
+    order = np.random.default_rng(0).permutation(dataset.size)  # both workers have cells of both datasets
+    counts, dataset = counts[order], dataset[order]
+    settings = changed(precision="float32", **changes)
+    alone = train(counts, settings, dataset=dataset)
+    together = train(counts, settings, dataset=dataset, training=two_workers())
+    assert [row["epoch"] for row in together.history] == [row["epoch"] for row in alone.history]
+    for figure in ("train_loss", "validation_loss"):
+        losses = [[row[figure] for row in model.history] for model in (alone, together)]
+        np.testing.assert_allclose(*losses, rtol=1e-4)
+    np.testing.assert_allclose(together.predict(), alone.predict(), rtol=TOLERANCE)
+    for name, table in alone.tables.items():
+        difference = (together.tables[name] - table).norm() / table.norm()
+        assert difference < TOLERANCE, name
+
+
+def test_what_is_sent_does_not_depend_on_the_number_of_cells() -> None:
+    settings = changed(kind="gmf", epochs=1, block_cells=16)
+    sent = []
+    for cells in (60, 240):
+        training = two_workers()
+        train(low_rank(cells=cells)[0], settings, training=training)
+        assert training.traffic.steps == -(-cells // 16)
+        sent.append(training.traffic.bytes_per_step)
+    genes, size = 40, settings.gmf_size
+    assert sent[0] == sent[1] == 4 * (genes * size + genes + size + 1)  # genes, biases, output weights, pairs
+
+
+class KillOne:
+    """Kills one worker once, after some epochs."""
+
+    def __init__(self, folder: Path, at: tuple[str, int]) -> None:
+        self.folder, self.at, self.killed = folder, at, 0
+        self.epochs: list[tuple[str, int]] = []
+
+    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
+        self.epochs.append((stage, done))
+        if self.epochs[-1] == self.at and not self.killed:
+            self.killed = worker_processes(self.folder)[1]
+            os.kill(self.killed, signal.SIGKILL)
+
+
+def worker_processes(folder: Path) -> list[int]:
+    """Return the process ids of this training's workers, by rank."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue  # it has ended meanwhile
+            if str(folder) in command:
+                found[command[command.index(str(folder)) + 1]] = int(entry.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+@pytest.mark.parametrize(
+    "at", [("train neumf", 1), pytest.param(("train gmf", 2), marks=pytest.mark.slow)], ids=str
+)
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path, at: tuple[str, int]) -> None:
+    counts, _, _ = low_rank()
+    settings = changed(checkpoint_seconds=0.0, pretrain_epochs=60, fusion_epochs=30)
+    whole = train(counts, settings, training=two_workers(), checkpoint_dir=tmp_path / "whole")
+    killer = KillOne(tmp_path / "killed", at)
+    mended = train(
+        counts, settings, training=two_workers(), checkpoint_dir=tmp_path / "killed", progress=killer
+    )
+    assert killer.killed
+    assert killer.epochs.count(("train gmf", 1)) == 1  # it did not begin anew
+    assert all(torch.equal(table, whole.tables[name]) for name, table in mended.tables.items())
+    assert not list((tmp_path / "killed").iterdir())
+
+
+def test_workers_that_always_fail_end_in_one_error() -> None:
+    counts, _, _ = low_rank(cells=20)
+
+    def broken(folder: Path, size: int, poll: Any) -> None:
+        (folder / "shard-1.safetensors").write_bytes(b"not a shard")
+        LocalProcesses(restarts=0, threads=1)(folder, size, poll)
+
+    with pytest.raises(NeumfError, match=r"failed in 1 attempts.*worker \d"):
+        train(counts, changed(kind="gmf"), training=ParallelTraining(2, broken))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"batch_norm": True}, "batch_norm"), ({}, "workers: 30 for 20 cells")]
+)
+def test_what_cannot_be_shared_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadSettings, match=words):
+        train(low_rank(cells=20)[0], changed(**changes), training=ParallelTraining(30))

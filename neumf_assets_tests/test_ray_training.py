@@ -1,0 +1,114 @@
+"""Training on a real Ray cluster of two nodes, all on this machine and its loopback interface."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from neumf_assets.core.neumf.parallel import LocalProcesses, ParallelTraining
+from neumf_assets.ray_training import RayWorkers, training_of
+from neumf_assets_tests.conftest import need
+from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes with one processor each."""
+    need(importlib.util.find_spec("ray"), "ray")
+    before = dict(os.environ)
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # every socket on loopback
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        made.add_node(**node)
+        made.wait_for_nodes()
+        ray.init(made.address, log_to_driver=False, configure_logging=False)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def workers_by_node(cluster: Any) -> list[list[int]]:
+    """Process ids of Ray Train's workers on each node."""
+    found = []
+    for node in cluster.list_all_nodes():
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        found.append([one.pid for one in raylet.children(recursive=True) if _is_worker(one)])
+    return found
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return any("TrainWorker" in part for part in process.cmdline())
+    except psutil.Error:
+        return False  # it has ended meanwhile
+
+
+class Watch:
+    """Notes the workers of every epoch, and kills one of them once."""
+
+    def __init__(self, cluster: Any, kill_at: tuple[str, int] | None = None) -> None:
+        self.cluster, self.kill_at, self.killed = cluster, kill_at, 0
+        self.epochs: list[tuple[str, int]] = []
+        self.seen: list[list[list[int]]] = []
+
+    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
+        self.epochs.append((stage, done))
+        self.seen.append(workers_by_node(self.cluster))
+        if self.epochs[-1] == self.kill_at and not self.killed:
+            self.killed = self.seen[-1][1][0]
+            os.kill(self.killed, signal.SIGKILL)
+
+
+def test_workers_on_two_nodes_train_one_model_and_a_killed_one_is_replaced(
+    cluster: Any, tmp_path: Path
+) -> None:
+    counts, _, _ = low_rank()
+    settings = changed(checkpoint_seconds=0.0, pretrain_epochs=80, fusion_epochs=40, precision="float32")
+    alone = train(counts, settings)
+    local = train(counts, settings, training=ParallelTraining(2, LocalProcesses(threads=1)))
+    watch = Watch(cluster, kill_at=("train neumf", 3))
+    mended = train(
+        counts,
+        settings,
+        training=ParallelTraining(2, RayWorkers()),
+        checkpoint_dir=tmp_path / "scratch",
+        progress=watch,
+    )
+    assert watch.killed
+    assert [len(pids) for pids in watch.seen[0]] == [1, 1]
+    assert watch.epochs.count(("train gmf", 1)) == 1, "continued, not begun anew"
+    for name, table in local.tables.items():
+        np.testing.assert_array_equal(mended.tables[name].numpy(), table.numpy(), err_msg=name)
+    np.testing.assert_allclose(mended.predict(), alone.predict(), rtol=1e-3)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_who_trains_follows_workers_and_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEUMF_EXECUTOR", raising=False)
+    assert training_of(changed(), "cpu") is None
+    local = training_of(changed(workers=2), "cpu")
+    assert isinstance(local, ParallelTraining)
+    assert local.launch == LocalProcesses(threads=1)
+    assert training_of(changed(workers=2), "cuda") is None
+    monkeypatch.setenv("NEUMF_EXECUTOR", "ray")
+    on_ray = training_of(changed(workers=2, threads=3), "cuda")
+    assert isinstance(on_ray, ParallelTraining)
+    assert on_ray.launch == RayWorkers(cpus=3, gpu=True)
