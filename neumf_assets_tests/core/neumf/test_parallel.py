@@ -124,3 +124,31 @@ def test_workers_that_always_fail_end_in_one_error() -> None:
 def test_what_cannot_be_shared_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(BadSettings, match=words):
         train(low_rank(cells=20)[0], changed(**changes), training=ParallelTraining(30))
+
+
+def test_a_training_that_was_broken_off_goes_on_where_its_workers_were(tmp_path: Path) -> None:
+    counts, _, _ = low_rank()
+    settings = changed(kind="gmf", checkpoint_seconds=0.0, epochs=100)
+    pids: list[int] = []
+
+    def stop(stage: str, done: int, total: int, **figures: float) -> None:
+        if done == 3:
+            pids.extend(worker_processes(tmp_path / "scratch"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(counts, settings, training=two_workers(), checkpoint_dir=tmp_path / "scratch", progress=stop)
+    assert len(pids) == 2
+    assert worker_processes(tmp_path / "scratch") == []
+    epochs: list[int] = []
+
+    def note(stage: str, done: int, total: int, **figures: float) -> None:
+        epochs.append(done)
+
+    again = train(
+        counts, settings, training=two_workers(), checkpoint_dir=tmp_path / "scratch", progress=note
+    )
+    assert epochs[0] > 1
+    assert epochs[-1] == 100
+    alone = train(counts, settings)
+    np.testing.assert_allclose(again.predict(), alone.predict(), rtol=1e-2)
