@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,12 @@ def compute(root: Path, path: str, dataset: str | None) -> dict[str, float]:
         dataset=dataset,
         scratch=root / "scratch" / path / (dataset or "study"),
     )
+    begin = time.perf_counter()
     product = declared.compute(step)
     key = ("scale", *declared.name, *([dataset] if dataset else []))
-    draft = Draft(fingerprint=path, figures=json.loads(json.dumps(product.figures, default=str)))
+    spent = {"seconds": time.perf_counter() - begin, "peak_memory_mib": 0.0}
+    figures = json.loads(json.dumps(product.figures | spent, default=str))
+    draft = Draft(fingerprint=path, figures=figures)
     store.publish(key, lambda folder: product.save(folder) and None, draft)
     return {}
 

@@ -21,8 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from neumf_assets.core.errors import NeumfError
-from neumf_assets.core.store import Draft
 from neumf_assets.core.memory import budget
+from neumf_assets.core.store import Draft
 from neumf_assets.device_lock import describe_holder
 from neumf_assets.executors import executor
 from neumf_assets.file_lock import FileLock
