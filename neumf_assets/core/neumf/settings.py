@@ -177,6 +177,14 @@ class NeuMFSettings(Settings):
         le=1_000_000,
         description="Genes of a block (null: all, the fastest; blocks of more genes have fewer cells).",
     )
+    window_cells: int = Field(
+        default=65_536,
+        ge=32,
+        le=100_000_000,
+        description="Cells that are shuffled together. Of more cells, 32 chunks of consecutive ones, drawn anew "
+        "in every epoch, make a window, so that training can read them from disk; the order is the same in "
+        "memory.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="Arithmetic of the tower; auto: bfloat16 where the hardware multiplies it faster.",

@@ -22,10 +22,19 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from neumf_assets.core.errors import BadSettings
-from neumf_assets.core.neumf.batches import HeldOut, Plan, SparseCounts, Step
+from neumf_assets.core.neumf.batches import Epoch, HeldOut, Plan, SparseCounts, Step
 from neumf_assets.core.neumf.checkpoint import Checkpoint, fingerprint
 from neumf_assets.core.neumf.fused.tower import fused_block_loss
-from neumf_assets.core.neumf.genes import median_total, select_genes, size_factors
+from neumf_assets.core.neumf.genes import (
+    Part,
+    RowSource,
+    cell_totals,
+    factors_of,
+    gene_totals,
+    median_of,
+    members_of,
+    select_genes,
+)
 from neumf_assets.core.neumf.model import NeuMFModel, provenance
 from neumf_assets.core.neumf.network import (
     Block,
@@ -128,9 +137,10 @@ def fit(
     dataset = np.zeros(counts.shape[0], np.intp) if dataset is None else np.asarray(dataset, np.intp)
     names = dataset_names or [f"dataset {d}" for d in range(int(dataset.max(initial=0)) + 1)]
     _check(counts, gene_names, cell_names, dataset, names)
-    genes = select_genes(counts, dataset, settings.n_genes)
-    factors = size_factors(counts) if settings.size_factors else np.ones(counts.shape[0], np.float32)
-    used = counts[:, genes]
+    totals = cell_totals(counts)
+    genes = select_genes(counts, dataset, settings.n_genes, totals)
+    factors = factors_of(totals) if settings.size_factors else np.ones(counts.shape[0], np.float32)
+    used = counts if genes.size == counts.shape[1] else counts[:, genes]
     with torch_session(settings):
         data = prepare(used, factors, dataset, settings, torch.device(device))
         key = fingerprint(settings, used, dataset, device)
@@ -144,7 +154,7 @@ def fit(
         log_size=data.log_size,
         dataset=dataset,
         dataset_names=list(names),
-        median_total=median_total(counts),
+        median_total=median_of(totals),
         cell_names=np.asarray(cell_names, dtype=np.str_),
         gene_names=np.asarray(gene_names, dtype=np.str_)[genes],
         gene_positions=genes,
@@ -205,28 +215,45 @@ def prepare(
     device: torch.device,
 ) -> Data:
     """Bring the counts to the device, draw the held-out entries and compute the genes' starting biases."""
-    held_out = HeldOut.draw(counts, dataset, settings, device)
-    bias = np.stack(
-        [_mean_score(counts[dataset == d], factors[dataset == d], settings) for d in np.unique(dataset)]
-    )
+    return describe(counts, factors, dataset, settings, device, SparseCounts(counts, device))
+
+
+def describe(
+    counts: csr_matrix | RowSource,
+    factors: NDArray[np.float32],
+    dataset: NDArray[np.intp],
+    settings: NeuMFSettings,
+    device: torch.device,
+    trained: SparseCounts,
+) -> Data:
+    """Return what training needs to know besides the counts ``trained``, from ``counts`` read in blocks."""
+    observed = settings.objective == "bce"
+    parts = [Part(counts, own) for own in members_of(dataset)]
+    totals = [gene_totals(part, observed=observed) for part in parts]
+    bias = [
+        _mean_score(total, factors[part.cells], settings) for total, part in zip(totals, parts, strict=True)
+    ]
+    whole = np.sum([gene_totals(part) for part in parts] if observed else totals, axis=0)
     return Data(
         settings=settings,
-        counts=SparseCounts(counts, device),
+        counts=trained,
         log_size=torch.as_tensor(np.log(factors), device=device),
         dataset=dataset,
-        held_out=held_out,
-        gene_bias=torch.as_tensor(bias, dtype=torch.float32),
+        held_out=HeldOut.draw(whole, dataset, settings, device),
+        gene_bias=torch.as_tensor(np.stack(bias), dtype=torch.float32),
         device=device,
     )
 
 
 def _mean_score(
-    counts: csr_matrix, factors: NDArray[np.float32], settings: NeuMFSettings
+    total: NDArray[np.float64], factors: NDArray[np.float32], settings: NeuMFSettings
 ) -> NDArray[np.float64]:
-    """Return each gene's score at which the model predicts its mean (or its share of cells, for ``bce``)."""
-    total = np.asarray(counts.sum(axis=0), np.float64).ravel()
+    """Return each gene's score at which the model predicts its mean (or its share of cells, for ``bce``).
+
+    ``total`` is the gene's sum, for ``bce`` the number of its cells.
+    """
     if settings.objective == "bce":
-        share = (np.asarray((counts > 0).sum(axis=0), np.float64).ravel() + 0.5) / (counts.shape[0] + 1)
+        share = (total + 0.5) / (factors.size + 1)
         return np.log(share / (1 - share))
     if settings.objective == "bpr" or settings.link == "exp":
         return np.log((total + 0.1) / factors.sum())
@@ -343,30 +370,35 @@ def run_stage(
     stepper = Stepper(data, state, frozen)
     with torch_threads(stepper.operation_threads):
         while state.epoch < epochs and not _stalled(state, settings):
-            shares = _rate_shares(settings, state.epoch, epochs, plan.steps_per_epoch)
-            row = _run_epoch(stepper, plan, stage, shares)
+            order = plan.epoch((settings.seed, 2, stage, state.epoch))
+            shares = _rate_shares(settings, state.epoch, epochs, order.n_steps)
+            row = _run_epoch(stepper, order, stage, shares)
             state.epoch += 1
             row |= {"stage": kind, "epoch": state.epoch, "learning_rate": shares[-1] * settings.learning_rate}
-            _record(state, row, stepper.validation_loss(), settings.patience is not None)
+            if _record(state, row, stepper.validation_loss(), settings.patience is not None):
+                stepper.keep_best()
             progress(f"train {kind}", state.epoch, epochs, **_figures(row))
             checkpoint.write(stage, state)
     if kind != settings.kind:
         checkpoint.write(stage, state, now=True)
-    for name, table in state.best.items():
-        (state.tables | state.statistics)[name].copy_(table)
+    if state.best:
+        stepper.return_to_best()
 
 
-def _run_epoch(stepper: Stepper, plan: Plan, stage: int, shares: list[float]) -> dict[str, float | str]:
+def _run_epoch(stepper: Stepper, order: Epoch, stage: int, shares: list[float]) -> dict[str, float | str]:
     """Make all steps of an epoch; return its mean loss per entry, seconds and rate."""
     data, epoch, begin = stepper.data, stepper.state.epoch, time.perf_counter()
     seed = data.settings.seed
     generator = torch.Generator(data.device).manual_seed(_mix(seed, stage, epoch))
     torch.manual_seed(_mix(seed, stage, epoch))
     total, pairs = torch.zeros((), dtype=torch.float64, device=data.device), 0
-    for step, share in zip(plan.epoch((seed, 2, stage, epoch)), shares, strict=True):
-        loss, size = stepper(step, share, generator)
-        total += loss
-        pairs += size
+    remaining = iter(shares)
+    for window in range(len(order.windows)):
+        with stepper.window(order, window):
+            for step in order.steps(window):
+                loss, size = stepper(step, next(remaining), generator)
+                total += loss
+                pairs += size
     mean_loss = float(total) / max(pairs, 1)
     seconds = time.perf_counter() - begin
     return {"train_loss": mean_loss, "seconds": seconds, "pairs_per_second": pairs / seconds}
@@ -392,14 +424,15 @@ def _rate_shares(settings: NeuMFSettings, epoch: int, epochs: int, steps: int) -
     return [float(share) for share in shape * rise]
 
 
-def _record(state: State, row: dict[str, float | str], validation: float | None, keep_best: bool) -> None:
+def _record(state: State, row: dict[str, float | str], validation: float | None, patience: bool) -> bool:
+    """Add a row to the curves; tell whether the epoch was the best so far and must be kept."""
+    better = validation is not None and validation < state.best_loss
     if validation is not None:
         row["validation_loss"] = validation
-        if validation < state.best_loss:
+        if better:
             state.best_loss, state.best_epoch = validation, state.epoch
-            if keep_best:
-                state.best = {n: t.clone() for n, t in (state.tables | state.statistics).items()}
     state.history.append(row)
+    return better and patience
 
 
 def _figures(row: dict[str, float | str]) -> dict[str, float]:
@@ -434,6 +467,7 @@ class Stepper:
         self.fused = self._fused()
         self.training = "tower" not in frozen  # a frozen tower neither drops units nor renews its statistics
         self.members = np.bincount(data.dataset, minlength=data.n_datasets)
+        self.n_cells = data.dataset.size
         self.decay = self._decay()
         self.rates = self._column_rates()
 
@@ -445,6 +479,21 @@ class Stepper:
         """
         light = self.data.device.type == "cpu" and (self.fused or not self.state.layout.mlp)
         return 1 if light else torch.get_num_threads()
+
+    @contextmanager
+    def window(self, order: Epoch, number: int) -> Iterator[None]:
+        """Have the cells of a window of an epoch at hand in the body; here all cells always are."""
+        yield
+
+    def keep_best(self) -> None:
+        """Remember the parameters as those of the best epoch."""
+        state = self.state
+        state.best = {n: t.clone() for n, t in (state.tables | state.statistics).items()}
+
+    def return_to_best(self) -> None:
+        """Put the parameters of the best epoch back."""
+        for name, table in self.state.best.items():
+            (self.state.tables | self.state.statistics)[name].copy_(table)
 
     def __call__(self, step: Step, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
         """Make one step; return the summed loss (detached) and the number of pairs it was summed over."""
@@ -595,7 +644,7 @@ class Stepper:
         pairs: int,
     ) -> None:
         share_genes = 1.0 if step.genes is None else step.genes.size / self.data.counts.n_genes
-        share_cells = step.cells.size / self.data.dataset.size
+        share_cells = step.cells.size / self.n_cells
         share = {
             "cells": share_genes,
             "genes": share_cells,
