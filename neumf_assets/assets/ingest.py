@@ -98,10 +98,15 @@ def long_counts(step: Step) -> Product:
     DuckDB, Arrow or Spark. What is not listed is zero.
     """
     from neumf_assets.core.counts.long_format import write_long
-    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.counts.stored import StoredCounts
 
-    matrix = load_counts(step.one("counts").path)
-    return Product(lambda folder: write_long(matrix, folder), {"rows": int(matrix.X.nnz)})
+    source = step.one("counts")
+
+    def save(folder: Path) -> None:
+        with StoredCounts(source.path) as counts:
+            write_long(counts, folder)
+
+    return Product(save, {"rows": source.manifest.figures["nonzero"]})
 
 
 def _dropped(report: "QCReport") -> list[dict[str, Any]]:

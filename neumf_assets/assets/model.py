@@ -25,20 +25,21 @@ def neumf_model(step: Step) -> Product:
     both (MLP) together predict the expected count. Stored as safetensors weights and JSON; the curve shows
     the loss on training and on held-out entries for each epoch.
     """
-    from neumf_assets.core.counts.store import load_counts
-    from neumf_assets.core.neumf.train import fit
+    from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
+    from neumf_assets.core.neumf.streamed import fit_stored
 
-    matrix = load_counts(step.one("counts").path)
-    model = fit(
-        matrix.X,
-        step.study.model,
-        gene_names=matrix.var_names.to_numpy(str),
-        cell_names=matrix.obs_names.to_numpy(str),
-        dataset_names=[step.dataset or ""],
-        device=step.device,
-        progress=step.progress,
-        checkpoint_dir=step.scratch,
-    )
+    name = step.dataset or ""
+    with StoredCounts(step.one("counts").path) as counts:
+        model = fit_stored(
+            StackedCounts.of({name: counts}),
+            step.study.model,
+            gene_names=counts.var.index.to_numpy(str),
+            cell_names=counts.obs.index.to_numpy(str),
+            dataset_names=[name],
+            device=step.device,
+            progress=step.progress,
+            folder=step.scratch,
+        )
     return Product(model.save, model_figures(model), pictures=loss_pictures(model))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from neumf_assets.core.cells.clustering import leiden_run
-from neumf_assets.core.cells.neighbours import Neighbours, find_cross_neighbours, find_neighbours
+from neumf_assets.core.cells.neighbours import Neighbours, find_cross_neighbours, find_neighbours, row_blocks
 from neumf_assets.core.cells.scores import ArmScores, PartitionScore, RunScore
 from neumf_assets.core.cells.settings import Metric, MetricsSettings
 from neumf_assets.core.errors import NeumfError
@@ -127,7 +127,8 @@ def stability(clusters: pd.DataFrame) -> float | None:
 def same_batch_share(neighbours: Neighbours, batch: np.ndarray, k: int = 20) -> float:
     """Share of each cell's ``k`` nearest neighbours that come from its own dataset, mean over the cells."""
     near = neighbours.nearest(k).indices
-    return float((batch[near] == batch[:, None]).mean())
+    same = sum(int((batch[near[rows]] == batch[rows, None]).sum()) for rows in row_blocks(len(near)))
+    return same / near.size if near.size else float("nan")
 
 
 def expected_same_batch_share(batch: np.ndarray, labels: np.ndarray | None = None) -> float:
@@ -202,15 +203,17 @@ def lisi(neighbours: Neighbours, codes: np.ndarray, perplexity: float = 30.0) ->
         One value per cell, from 1 to the number of groups.
     """
     k = min(neighbours.k, round(3 * perplexity))
-    near = neighbours.nearest(k)
-    distances = near.distances.astype(np.float64)
-    if near.metric == "cosine":
-        distances = np.sqrt(2 * np.maximum(distances, 0))
-    weights = _perplexity_weights(distances, min(perplexity, k / 3))
-    n_groups = int(codes.max(initial=-1)) + 1
-    shares = np.zeros((near.n_cells, n_groups))
-    np.add.at(shares, (np.arange(near.n_cells)[:, None], codes[near.indices]), weights)
-    return 1 / np.sum(shares**2, axis=1)
+    near, n_groups = neighbours.nearest(k), int(codes.max(initial=-1)) + 1
+    found = np.empty(near.n_cells)
+    for rows in row_blocks(near.n_cells):
+        distances = near.distances[rows].astype(np.float64)
+        if near.metric == "cosine":
+            distances = np.sqrt(2 * np.maximum(distances, 0))
+        weights = _perplexity_weights(distances, min(perplexity, k / 3))
+        shares = np.zeros((len(weights), n_groups))
+        np.add.at(shares, (np.arange(len(weights))[:, None], codes[near.indices[rows]]), weights)
+        found[rows] = 1 / np.sum(shares**2, axis=1)
+    return found
 
 
 def silhouettes(

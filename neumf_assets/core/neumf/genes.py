@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import csr_matrix, sparray, spmatrix
 
 MIN_CELLS = 10
 BLOCK_CELLS = 8192
@@ -17,7 +17,9 @@ BLOCK_CELLS = 8192
 class RowSource(Protocol):
     """Counts that are read some consecutive cells at a time, from memory or from disk."""
 
-    shape: tuple[int, int]
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells x genes."""
 
     def rows(self, start: int, stop: int) -> csr_matrix:
         """Return the cells from ``start`` to ``stop``."""
@@ -38,7 +40,7 @@ class Part:
     def rows(self, start: int, stop: int) -> csr_matrix:
         """Return the cells from ``start`` to ``stop``; those of counts on disk must follow each other."""
         cells = self.cells[start:stop]
-        if issparse(self.counts):
+        if isinstance(self.counts, spmatrix | sparray):
             return self.counts[cells]
         return self.counts.rows(int(cells[0]), int(cells[-1]) + 1)
 
@@ -47,10 +49,10 @@ def blocks(counts: csr_matrix | RowSource, cells: int = BLOCK_CELLS) -> Iterator
     """Yield counts as (rows, block), so that sums over cells are the same wherever the counts lie."""
     for start in range(0, counts.shape[0], cells):
         rows = slice(start, min(start + cells, counts.shape[0]))
-        if not issparse(counts):
-            yield rows, counts.rows(rows.start, rows.stop)
-        else:
+        if isinstance(counts, spmatrix | sparray):
             yield rows, counts if counts.shape[0] <= cells else counts[rows]
+        else:
+            yield rows, counts.rows(rows.start, rows.stop)
 
 
 def cell_totals(counts: csr_matrix | RowSource) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -25,15 +25,41 @@ from neumf_assets.core.neumf.settings import NeuMFSettings
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 BLOCK_PAIRS = 262_144
+BLOCK_ENTRIES = 1 << 22
+SAFETENSORS_TYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 Part = Literal["gmf", "mlp", "both"]
 Cells = slice | NDArray[np.intp] | list[int]
 
 
-def provenance(counts: csr_matrix, settings: NeuMFSettings, device: str) -> dict[str, str | int | float]:
-    """Return what a result must carry to be repeated: versions, seed, hash of the data, device."""
+def provenance(
+    counts: csr_matrix | str, settings: NeuMFSettings, device: str
+) -> dict[str, str | int | float]:
+    """Return what a result must carry to be repeated: versions, seed, hash of the data (or its matrix), device."""
     versions = {f"{name}_version": version(name) for name in ("torch", "numpy", "scipy", "neumf-assets")}
-    return {**versions, "seed": settings.seed, "device": device, "data_sha256": data_hash(counts)}
+    sha256 = counts if isinstance(counts, str) else data_hash(counts)
+    return {**versions, "seed": settings.seed, "device": device, "data_sha256": sha256}
+
+
+def write_tensors(tensors: Tables, path: Path) -> None:
+    """Write a safetensors file a block at a time; the library's own function copies all tensors first."""
+    header, offset = {}, 0
+    for name, value in tensors.items():
+        size = value.numel() * value.element_size()
+        header[name] = {
+            "dtype": SAFETENSORS_TYPES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    described = json.dumps(header).encode()
+    described += b" " * (-len(described) % 8)
+    with path.open("wb") as file:
+        file.write(len(described).to_bytes(8, "little") + described)
+        for value in tensors.values():
+            flat = value.reshape(-1)
+            for start in range(0, flat.numel(), BLOCK_ENTRIES):
+                file.write(flat[start : start + BLOCK_ENTRIES].cpu().numpy().tobytes())
 
 
 @dataclass
@@ -98,7 +124,7 @@ class NeuMFModel:
             "gene_positions": torch.as_tensor(self.gene_positions),
         }
         unfinished = folder / f".{WEIGHTS}"
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, unfinished)
+        write_tensors(tensors, unfinished)
         publish(unfinished, folder / WEIGHTS)
         described = {
             "settings": self.settings.model_dump(mode="json"),

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -136,8 +137,10 @@ def fit(
     counts = counts.tocsr()
     dataset = np.zeros(counts.shape[0], np.intp) if dataset is None else np.asarray(dataset, np.intp)
     names = dataset_names or [f"dataset {d}" for d in range(int(dataset.max(initial=0)) + 1)]
-    _check(counts, gene_names, cell_names, dataset, names)
+    check_values(counts.data)
     totals = cell_totals(counts)
+    check_observed(totals)
+    check_labels(counts.shape, gene_names, cell_names, dataset, names)
     genes = select_genes(counts, dataset, settings.n_genes, totals)
     factors = factors_of(totals) if settings.size_factors else np.ones(counts.shape[0], np.float32)
     used = counts if genes.size == counts.shape[1] else counts[:, genes]
@@ -166,27 +169,54 @@ def fit(
     return model
 
 
-def _check(
-    counts: csr_matrix,
+def check_values(values: NDArray[np.generic]) -> None:
+    """Refuse counts that are negative or not finite.
+
+    Raises
+    ------
+    BadSettings
+        Where there are some.
+    """
+    if values.size and (values.min() < 0 or not np.isfinite(values).all()):
+        raise BadSettings("counts: a negative or non-finite entry; give raw counts")
+
+
+def check_labels(
+    shape: tuple[int, int],
     gene_names: NDArray[np.str_] | list[str],
     cell_names: NDArray[np.str_] | list[str],
     dataset: NDArray[np.intp],
     dataset_names: list[str],
 ) -> None:
-    if counts.nnz == 0:
-        raise BadSettings("counts: nothing was observed; give at least one cell with one count")
-    if counts.data.min() < 0 or not np.isfinite(counts.data).all():
-        raise BadSettings("counts: a negative or non-finite entry; give raw counts")
-    if len(cell_names) != counts.shape[0] or len(gene_names) != counts.shape[1]:
+    """Refuse names and datasets that don't belong to the counts.
+
+    Raises
+    ------
+    BadSettings
+        Where lengths differ, or dataset indices leave one out.
+    """
+    if len(cell_names) != shape[0] or len(gene_names) != shape[1]:
         raise BadSettings(
-            f"names: {len(cell_names)} cells and {len(gene_names)} genes are named, counts are {counts.shape}"
+            f"names: {len(cell_names)} cells and {len(gene_names)} genes are named, counts are {shape}"
         )
-    if dataset.shape != (counts.shape[0],):
-        raise BadSettings(f"dataset: {dataset.shape} indices for {counts.shape[0]} cells")
+    if dataset.shape != (shape[0],):
+        raise BadSettings(f"dataset: {dataset.shape} indices for {shape[0]} cells")
     if not np.array_equal(np.unique(dataset), np.arange(len(dataset_names))):
         raise BadSettings(
             f"dataset: indices must run from 0 to {len(dataset_names) - 1}, each with at least one cell"
         )
+
+
+def check_observed(totals: NDArray[np.float64]) -> None:
+    """Refuse counts of which none is above zero.
+
+    Raises
+    ------
+    BadSettings
+        Then.
+    """
+    if not totals.any():
+        raise BadSettings("counts: nothing was observed; give at least one cell with one count")
 
 
 @contextmanager
@@ -261,24 +291,44 @@ def _mean_score(
     return mean if settings.link == "identity" else mean + np.log(-np.expm1(-mean))
 
 
-def train_stages(data: Data, progress: Progress, checkpoint: Checkpoint) -> State:
-    """Train the branches first where the settings ask for it, then the model itself."""
+class Cells(Protocol):
+    """Where the cells' embeddings are while they are trained."""
+
+    def keep(self, kind: str, drawn: Iterator[Tensor]) -> Tensor:
+        """Take the starting values of a stage; return the table that the state holds."""
+
+    def fuse(self, put: Callable[[Tensor, Mapping[str, Tensor]], None], kinds: tuple[str, ...]) -> None:
+        """Have trained branches' embeddings put into those of the stage that starts."""
+
+    def stepper(self, data: Data, state: State, frozen: frozenset[str]) -> Stepper:
+        """Return what makes the steps of a stage."""
+
+
+def train_stages(
+    data: Data, progress: Progress, checkpoint: Checkpoint, elsewhere: Cells | None = None
+) -> State:
+    """Train the branches first where the settings ask for it, then the model itself.
+
+    The cells' embeddings are in the state, or ``elsewhere``.
+    """
     settings = data.settings
     branches: dict[str, list[str]] = {"none": [], "gmf": ["gmf"], "both": ["gmf", "mlp"]}
     kinds = [*(branches[settings.pretrain] if settings.kind == "neumf" else []), settings.kind]
     trained: dict[str, State] = {}
     for number, kind in enumerate(kinds):
         final = number == len(kinds) - 1
-        state = initial_state(data, kind, number, trained)
+        state = initial_state(data, kind, number, trained, elsewhere)
         epochs = settings.pretrain_epochs if not final else settings.epochs
         if final and trained:
             epochs = settings.fusion_epochs
-        run_stage(data, state, kind, number, epochs, progress, checkpoint)
+        run_stage(data, state, kind, number, epochs, progress, checkpoint, elsewhere=elsewhere)
         trained[kind] = state
     return trained[settings.kind]
 
 
-def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) -> State:
+def initial_state(
+    data: Data, kind: str, stage: int, trained: dict[str, State], elsewhere: Cells | None = None
+) -> State:
     """Return the state a stage starts from: drawn by seed, with what earlier stages learnt put in."""
     settings = data.settings
     layout = Layout.of(settings, data.n_datasets, kind)
@@ -289,10 +339,11 @@ def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) 
         data.gene_bias,
         generator,
         output_scale=FUSION_SCALE if settings.pretrain == "gmf" and kind == "neumf" else 1.0,
+        keep=partial(elsewhere.keep, kind) if elsewhere else None,
     )
     tables = {name: table.to(data.device) for name, table in tables.items()}
     if kind == "neumf" and trained:
-        _fuse(layout, tables, trained, settings.alpha)
+        _fuse(layout, tables, trained, settings.alpha, elsewhere)
     history = list(trained.values())[-1].history if trained else []
     source = trained["mlp"].statistics if "mlp" in trained else initial_statistics(layout)
     statistics = {name: value.clone().to(data.device) for name, value in source.items()}
@@ -309,17 +360,27 @@ def new_state(
     return State(layout, tables, statistics, {n: RowAdam(t) for n, t in rows.items()}, history=list(history))
 
 
-def _fuse(layout: Layout, tables: Tables, trained: dict[str, State], alpha: float) -> None:
+def _fuse(
+    layout: Layout, tables: Tables, trained: dict[str, State], alpha: float, elsewhere: Cells | None
+) -> None:
     """Put the trained branches together (He et al. 2017, section 3.4.1)."""
     shares = {"gmf": alpha, "mlp": 1 - alpha} if "mlp" in trained else {"gmf": 1.0}
     span = {kind: slice(layout.span(kind).start, layout.span(kind).stop) for kind in shares}
     tower = layout.split_tower(tables["tower"])
     tables["shifts"][..., -1] = 0
+
+    def put_cells(cells: Tensor, sources: Mapping[str, Tensor]) -> None:
+        for kind, share in shares.items():
+            cells[:, span[kind]] = sources[kind][:, : trained[kind].layout.size]
+            cells[:, -1] += share * sources[kind][:, -1]
+
+    if elsewhere:
+        elsewhere.fuse(put_cells, tuple(shares))
+    else:
+        put_cells(tables["cells"], {kind: trained[kind].tables["cells"] for kind in shares})
     for kind, share in shares.items():
         source = trained[kind].tables
         size = trained[kind].layout.size
-        tables["cells"][:, span[kind]] = source["cells"][:, :size]
-        tables["cells"][:, -1] += share * source["cells"][:, -1]
         tables["genes"][:, span[kind]] = source["genes"][:, :size]
         if layout.dispersion == "gene":
             tables["genes"][:, -1] += share * (source["genes"][:, -1] - tables["genes"][:, -1])
@@ -342,6 +403,7 @@ def run_stage(
     progress: Progress,
     checkpoint: Checkpoint,
     frozen: frozenset[str] = frozenset(),
+    elsewhere: Cells | None = None,
 ) -> None:
     """Train ``state`` for ``epochs``, from the checkpoint of this stage where there is one.
 
@@ -363,11 +425,13 @@ def run_stage(
         Where to continue from and to write to.
     frozen
         Tables that must not change.
+    elsewhere
+        Where the cells' embeddings are, if not in the state.
     """
     settings = data.settings
     checkpoint.restore(stage, state)
     plan = Plan.of(data.dataset, data.counts.n_genes, settings, data.device)
-    stepper = Stepper(data, state, frozen)
+    stepper = elsewhere.stepper(data, state, frozen) if elsewhere else Stepper(data, state, frozen)
     with torch_threads(stepper.operation_threads):
         while state.epoch < epochs and not _stalled(state, settings):
             order = plan.epoch((settings.seed, 2, stage, state.epoch))
