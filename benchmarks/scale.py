@@ -2,6 +2,8 @@
 
 A study of two simulated datasets goes through the stages as the pipeline computes them, each in a process of
 its own, so that its peak memory is its own. Few epochs: cost per epoch is what grows.
+``NEUMF_SCALE_CELLS`` (as ``10000,100000``) chooses other sizes, ``NEUMF_SCALE_DIR`` the folder of the data,
+``NEUMF_MEMORY`` the budget.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ def study_settings(inbox: Path) -> StudySettings:
             "evaluation": {"epochs": 2},
             "liger": {"n_genes": GENES, "k": 20, "epochs": 2, "iterations": 10, "restarts": 1},
             "ineumf": {"kind": "gmf", "gmf_size": 20, "n_genes": GENES, "epochs": 2},
+            "umap": {"sample": 5_000},
             "clusters": {"methods": ["leiden"], "resolutions": [0.4], "seeds": [0]},
         }
     )
@@ -181,8 +184,10 @@ def exponents(rows: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def main(quick: bool = False, sizes: tuple[int, ...] | None = None) -> dict[str, Any]:
-    rows = [row for cells in sizes or SIZES[quick] for row in measure(cells)]
+def main(quick: bool = False) -> dict[str, Any]:
+    wanted = os.environ.get("NEUMF_SCALE_CELLS")
+    sizes = tuple(map(int, wanted.split(","))) if wanted else SIZES[quick]
+    rows = [row for cells in sizes for row in measure(cells)]
     return {
         "title": f"a whole study of two datasets of {GENES} genes, by cells",
         "rows": rows,

@@ -116,7 +116,7 @@ def _metrics(arm: Arm) -> Stage:
         group="integrate",
         inputs=(f"{arm}/cell_embedding", f"{arm}/clusters", "counts", "shared_genes"),
         settings=("metrics", "label_column", "batch_column"),
-        version="2",
+        version="3",
         kinds=("json",),
     )
     def metrics(step: Step) -> Product:

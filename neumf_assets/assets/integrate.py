@@ -265,7 +265,7 @@ def _embedding_product(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -
     from neumf_assets.core.cells.store import CellEmbedding
 
     study = step.study
-    needed = neighbours_needed(study.clusters, study.umap, study.metrics)
+    needed = neighbours_needed(study.clusters, study.umap, study.metrics, len(cells))
     neighbours = find_neighbours(
         embedding,
         needed,

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
+from neumf_assets.core.errors import BadSettings
 
 if TYPE_CHECKING:
     from neumf_assets.core.neumf.evaluation import Evaluation
@@ -59,19 +60,19 @@ def neumf_evaluation(step: Step) -> Product:
     Poisson deviance of the other (lower is better). Also: is the predicted mean right (calibration), and is
     an observed gene that was left out ranked above unobserved ones (HR@K, NDCG@K)?
     """
-    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
     from neumf_assets.core.neumf.evaluation import evaluate_neumf
 
-    matrix = load_counts(step.one("counts").path)
-    result = evaluate_neumf(
-        matrix.X,
-        step.study.model,
-        step.study.evaluation,
-        gene_names=matrix.var_names.to_numpy(str),
-        device=step.device,
-        progress=step.progress,
-        checkpoint_dir=step.scratch,
-    )
+    with StoredCounts(step.one("counts").path) as counts:
+        result = evaluate_neumf(
+            StackedCounts.of({step.dataset or "": counts}),
+            step.study.model,
+            step.study.evaluation,
+            gene_names=counts.var_names.to_numpy(str),
+            device=step.device,
+            progress=step.progress,
+            checkpoint_dir=step.scratch,
+        )
     content = json.dumps(result.to_json(), indent=1)
     figures = {f"deviance_{name}": value for name, value in result.heldout_deviance.items()}
     return Product(
@@ -118,20 +119,33 @@ def _calibration_picture(result: "Evaluation") -> dict[str, str]:
     return {"calibration": markdown_image(picture, "predicted against observed mean")}
 
 
-@stage(group="model", inputs=("neumf_model",), kinds=("zarr",), per_dataset=True, uses_device=True)
+@stage(
+    group="model",
+    inputs=("neumf_model",),
+    settings=("dense",),
+    kinds=("zarr",),
+    per_dataset=True,
+    uses_device=True,
+)
 def dense_counts(step: Step) -> Product:
     """The dense matrix that the model predicts: the expected count of every gene in every cell.
 
     Cells × genes, float32, Zarr, written block by block; the names are stored with it. It holds the genes
-    that the model saw.
+    that the model saw. On request (`dense`): float16, and only the genes that are named.
     """
+    import numpy as np
+
     from neumf_assets.core.neumf.model import NeuMFModel
 
     model = NeuMFModel.load(step.one("neumf_model").path, device=step.device)
-    cells, genes = model.shape
+    wanted = step.study.dense.genes
+    genes = None if wanted is None else np.flatnonzero(np.isin(model.gene_names, wanted))
+    if genes is not None and not genes.size:
+        raise BadSettings("dense.genes: the model knows none of them; it saw the most variable genes only")
+    cells, width = model.shape[0], model.shape[1] if genes is None else genes.size
     return Product(
-        lambda folder: model.write_dense(folder / "dense.zarr"),
-        {"cells": cells, "genes": genes, "values": cells * genes},
+        lambda folder: model.write_dense(folder / "dense.zarr", step.study.dense.dtype, genes=genes),
+        {"cells": cells, "genes": width, "values": cells * width},
     )
 
 

@@ -52,9 +52,15 @@ class Neighbours:
         return Neighbours(self.indices[:, :k], self.distances[:, :k], self.metric)
 
 
-def neighbours_needed(clusters: ClusterSettings, umap: UmapSettings, metrics: MetricsSettings) -> int:
-    """Count the neighbours per cell that one search must find to serve graph, UMAP and scores."""
-    lisi = round(3 * metrics.lisi_perplexity)
+def neighbours_needed(
+    clusters: ClusterSettings, umap: UmapSettings, metrics: MetricsSettings, n_cells: int = 0
+) -> int:
+    """Count the neighbours per cell that one search must find to serve graph, UMAP and scores.
+
+    LISI wants many more than the others. Above ``exact_up_to`` cells it is computed from a sample of the cells,
+    whose neighbours are found then, since those of all would take several times the time and memory.
+    """
+    lisi = round(3 * metrics.lisi_perplexity) if n_cells <= clusters.exact_up_to else 0
     return max(clusters.n_neighbors - 1, umap.n_neighbors - 1, metrics.mixing_neighbors, lisi)
 
 
@@ -102,6 +108,15 @@ def find_cross_neighbours(
     """
     k = min(k, len(references))
     return _exact(_points(queries, metric, fewest=1), _points(references, metric, fewest=1), k)
+
+
+def find_neighbours_of(
+    cells: np.ndarray, embedding: np.ndarray, k: int, metric: Metric = "cosine"
+) -> Neighbours:
+    """Find the ``k`` nearest neighbours of some cells among all (all distances)."""
+    points = _points(embedding, metric)
+    found = _exact(points[cells], points, min(k, len(points) - 1) + 1)
+    return _sorted(points, found, metric, cells)
 
 
 def find_references(
@@ -193,18 +208,21 @@ def _without_self(found: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return found[keep].reshape(len(found), -1)
 
 
-def _sorted(points: np.ndarray, found: np.ndarray, metric: Metric) -> Neighbours:
+def _sorted(
+    points: np.ndarray, found: np.ndarray, metric: Metric, cells: np.ndarray | None = None
+) -> Neighbours:
     """Take the cells themselves out; compute the distances accurately (the search rounds near zero) and sort by
     distance, then position."""
     shape = (len(found), found.shape[1] - 1)
     indices, distances = np.empty(shape, np.int32), np.empty(shape, np.float32)
-    for rows in row_blocks(len(points)):
-        near = _without_self(found[rows], np.arange(rows.start, rows.stop))
+    cells = np.arange(len(points)) if cells is None else cells
+    for rows in row_blocks(len(cells)):
+        near = _without_self(found[rows], cells[rows])
         others = points[near]
         if metric == "cosine":
-            apart = np.clip(1 - np.einsum("nd,nkd->nk", points[rows], others), 0, 2)
+            apart = np.clip(1 - np.einsum("nd,nkd->nk", points[cells[rows]], others), 0, 2)
         else:
-            apart = np.linalg.norm(points[rows, None, :] - others, axis=2)
+            apart = np.linalg.norm(points[cells[rows], None, :] - others, axis=2)
         apart = apart.astype(np.float32)
         order = np.lexsort((near, apart), axis=1)
         indices[rows] = np.take_along_axis(near, order, axis=1)

@@ -117,6 +117,8 @@ class CountsWriter:
     def _finish(self, first: ad.AnnData) -> None:
         indptr = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths), dtype=np.int64)])
         group = self._file["X"]
+        if self._entries < 2**31:  # SciPy wants the type of the indices
+            indptr = indptr.astype(np.int32)
         group.create_dataset("indptr", data=indptr)
         group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
         group.attrs["shape"] = (indptr.size - 1, first.n_vars)

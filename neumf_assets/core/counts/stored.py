@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import anndata as ad
 import h5py
@@ -65,6 +66,11 @@ class StoredCounts:
         """The genes: their names."""
         return ad.io.read_elem(self._file["var"])
 
+    @cached_property
+    def uns(self) -> dict[str, Any]:
+        """What else is known of the dataset: where it came from."""
+        return dict(ad.io.read_elem(self._file["uns"]))
+
     @property
     def obs_names(self) -> pd.Index:
         """Names of the cells."""
@@ -89,7 +95,10 @@ class StoredCounts:
         """Read the cells from ``start`` to ``stop``."""
         indptr = self._indptr[start : stop + 1]
         entries = slice(int(indptr[0]), int(indptr[-1]))
-        parts = (self._data[entries], self._indices[entries], (indptr - indptr[0]).astype(np.int32))
+        positions = (indptr - indptr[0]).astype(
+            np.int32 if entries.stop - entries.start < 2**31 else np.int64
+        )
+        parts = (self._data[entries], self._indices[entries], positions)
         return csr_matrix(parts, shape=(indptr.size - 1, self.shape[1]), copy=False)
 
 

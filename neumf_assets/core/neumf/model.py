@@ -267,33 +267,39 @@ class NeuMFModel:
     def predict_blocks(
         self,
         block_cells: int | None = None,
+        genes: NDArray[np.intp] | None = None,
         *,
         corrected: bool = False,
         scale: Literal["counts", "normalised"] = "counts",
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield the whole prediction as (rows, block), at most ``block_cells`` cells at a time."""
-        n_cells, n_genes = self.shape
+        """Yield the prediction for all cells as (rows, block), at most ``block_cells`` cells at a time."""
+        n_cells, n_genes = self.shape[0], self.shape[1] if genes is None else max(genes.size, 1)
         step = block_cells or max(1, BLOCK_PAIRS // n_genes)
         for start in range(0, n_cells, step):
             rows = slice(start, min(start + step, n_cells))
-            yield rows, self.predict(rows, corrected=corrected, scale=scale)
+            yield rows, self.predict(rows, genes, corrected=corrected, scale=scale)
 
     def write_dense(
         self,
         folder: Path,
         dtype: DTypeLike = np.float32,
         *,
+        genes: NDArray[np.intp] | None = None,
         corrected: bool = False,
         scale: Literal["counts", "normalised"] = "counts",
     ) -> None:
-        """Stream the whole prediction to an AnnData-Zarr store, one block of rows in memory at a time."""
+        """Stream the prediction to an AnnData-Zarr store, one block of rows in memory at a time.
+
+        ``genes`` are positions in the model's genes; all by default.
+        """
         from neumf_assets.core.neumf import (
             dense,
         )  # anndata and pandas take a second that training can do without
 
-        rows = dense.rows_per_chunk(self.shape[1])
-        blocks = self.predict_blocks(rows, corrected=corrected, scale=scale)
-        dense.write_blocks(folder, blocks, self.cell_names, self.gene_names, chunk_cells=rows, dtype=dtype)
+        names = self.gene_names if genes is None else self.gene_names[genes]
+        rows = dense.rows_per_chunk(names.size)
+        blocks = self.predict_blocks(rows, genes, corrected=corrected, scale=scale)
+        dense.write_blocks(folder, blocks, self.cell_names, names, chunk_cells=rows, dtype=dtype)
 
     def top_genes(self, cell: int | str, k: int = 10) -> list[tuple[str, float]]:
         """Return the ``k`` genes of a cell (name or position) with the highest prediction, best first."""

@@ -237,6 +237,21 @@ class NeuMFSettings(Settings):
         return self
 
 
+class DenseSettings(Settings):
+    """The dense matrix that a model predicts."""
+
+    dtype: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="Type of the entries on disk; float16 halves the size, with three significant digits and "
+        "at most 65,504.",
+    )
+    genes: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Predict these genes only, as far as the model knows them (null: all that it knows).",
+    )
+
+
 def notebook_preset() -> NeuMFSettings:
     """Return the original notebook's NeuMF, corrected only in what it trains on (blocks of all entries).
 

@@ -129,3 +129,16 @@ def test_the_graph_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(near.indices, again.indices)
     np.testing.assert_array_equal(near.distances, again.distances)
     assert (cell_graph(again) != whole).nnz == 0
+
+
+def test_neighbours_of_some_cells_are_those_of_all() -> None:
+    points, cells = noise(200).embedding, np.array([3, 50, 199])
+    some, every = neighbours.find_neighbours_of(cells, points, 20), find_neighbours(points, 20)
+    np.testing.assert_array_equal(some.indices, every.indices[cells])
+    np.testing.assert_array_equal(some.distances, every.distances[cells])
+
+
+def test_many_cells_need_no_neighbours_for_lisi() -> None:
+    chosen = ClusterSettings(exact_up_to=100), UmapSettings(), MetricsSettings()
+    assert neighbours_needed(*chosen, 100) == 90
+    assert neighbours_needed(*chosen, 101) == 20

@@ -73,6 +73,7 @@ def test_counts_written_in_parts_are_those_written_at_once(tmp_path: Path) -> No
         for cell in range(adata.n_obs):
             writer.add(adata[cell : cell + 1].copy())  # each part knows its own categories only
     stored = load_counts(tmp_path)
+    assert stored.X.indptr.dtype == stored.X.indices.dtype
     assert stored.obs["type"].astype(object).equals(adata.obs["type"].astype(object))
     del stored.obs["type"], adata.obs["type"]
     assert_equal(stored, adata)
