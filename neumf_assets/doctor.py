@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from neumf_assets.core.errors import NeumfError
+from neumf_assets.core.memory import budget
 from neumf_assets.core.store import Draft
 from neumf_assets.device_lock import describe_holder
 from neumf_assets.executors import executor
@@ -113,6 +114,7 @@ def check_settings() -> Iterator[Finding]:
     mends: list[tuple[Callable[[], object], str]] = [
         (requested_device, "correct NEUMF_DEVICE"),
         (executor, "correct NEUMF_EXECUTOR"),
+        (budget, "correct NEUMF_MEMORY"),
         (lambda: all_studies(Home.from_environment()), "correct the study's file"),
     ]
     right = True

@@ -20,7 +20,7 @@ from neumf_assets.core.counts.simulate_settings import SimulatorSettings
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
-from neumf_assets.core.neumf.settings import NeuMFSettings, ineumf_defaults
+from neumf_assets.core.neumf.settings import DenseSettings, NeuMFSettings, ineumf_defaults
 from neumf_assets.core.settings import Settings
 
 Arm = Literal["liger", "neumf_liger", "ineumf"]
@@ -110,6 +110,7 @@ class StudySettings(Settings):
     read: ReadSettings = Field(ReadSettings(), description="How count files are read.")
     qc: QCSettings = Field(QCSettings(), description="Which cells and genes are kept.")
     model: NeuMFSettings = Field(NeuMFSettings(), description="The NeuMF model of each dataset.")
+    dense: DenseSettings = Field(DenseSettings(), description="The dense matrix that a model predicts.")
     evaluation: EvaluationSettings = Field(
         EvaluationSettings(), description="Held-out evaluation of each dataset's model."
     )

@@ -60,7 +60,9 @@ def test_the_exit_status_tells_of_problems(
     assert "mend:" in shown
 
 
-@pytest.mark.parametrize(("variable", "value"), [("NEUMF_DEVICE", "gpu"), ("NEUMF_EXECUTOR", "threads")])
+@pytest.mark.parametrize(
+    ("variable", "value"), [("NEUMF_DEVICE", "gpu"), ("NEUMF_EXECUTOR", "threads"), ("NEUMF_MEMORY", "much")]
+)
 def test_a_wrong_variable_is_named(
     home: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neumf_assets.assets.inputs import read_table, scaled_counts
+from neumf_assets.assets.inputs import read_table, scaled_counts, stored_counts
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 from neumf_assets.settings import Arm
 
@@ -116,7 +116,7 @@ def _metrics(arm: Arm) -> Stage:
         group="integrate",
         inputs=(f"{arm}/cell_embedding", f"{arm}/clusters", "counts", "shared_genes"),
         settings=("metrics", "label_column", "batch_column"),
-        version="2",
+        version="3",
         kinds=("json",),
     )
     def metrics(step: Step) -> Product:
@@ -190,12 +190,13 @@ def _liger_scores(step: Step, cells: "CellEmbedding") -> dict[str, float | None]
     from neumf_assets.core.liger.metrics import agreement, alignment
 
     dataset = cells.cells["dataset"].to_numpy(str)
-    scaled = scaled_counts(step)
-    aligned = [cells.embedding[dataset == name] for name in scaled]
-    return {
-        "alignment": alignment(cells.embedding, dataset),
-        "agreement": agreement(list(scaled.values()), aligned),
-    }
+    with stored_counts(step) as counts:
+        scaled = scaled_counts(step, counts)
+        aligned = [cells.embedding[dataset == name] for name in scaled]
+        return {
+            "alignment": alignment(cells.embedding, dataset),
+            "agreement": agreement(list(scaled.values()), aligned),
+        }
 
 
 def map_of(

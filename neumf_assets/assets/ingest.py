@@ -1,5 +1,6 @@
 """Ingest: from a count file to filtered counts and the long table, for each dataset."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from neumf_assets.core.errors import BadInput
 from neumf_assets.sources import blaming, dataset_digest, find_sources, inbox_of
 
 if TYPE_CHECKING:
-    from neumf_assets.core.counts.qc import QCReport
+    from neumf_assets.core.counts.qc import QCReport, Verdict
 
 
 @stage(group="ingest", settings=("read",), kinds=("anndata", "h5ad"), per_dataset=True)
@@ -20,8 +21,8 @@ def raw_counts(step: Step) -> Product:
     the labels that came with it, and the file's SHA-256. A file that cannot be used is refused with the
     place and the mend, and nothing is written.
     """
-    from neumf_assets.core.counts.readers import read_counts
-    from neumf_assets.core.counts.store import save_counts
+    from neumf_assets.core.counts.readers.read import store_counts
+    from neumf_assets.core.counts.store import FILE
 
     sources = {item.name: item for item in find_sources(step.study).datasets}
     source = sources.get(step.dataset or "")
@@ -37,9 +38,22 @@ def raw_counts(step: Step) -> Product:
     digest = dataset_digest(source) if is_url(source.path) else None
     with blaming(source.identity):
         digest = digest or dataset_digest(source)
-        counts = read_counts(source.path, step.study.read, name=source.name, labels=source.labels)
-    figures = {**_shape(counts), **dict(counts.uns["provenance"]), "identity": source.identity}
-    return Product(lambda folder: save_counts(counts, folder), figures, sources={"source": digest})
+        stored = store_counts(
+            source.path, step.scratch, step.study.read, name=source.name, labels=source.labels
+        )
+    cells, genes = stored.shape
+    figures = {
+        "cells": cells,
+        "genes": genes,
+        "nonzero": stored.nonzero,
+        "zero_fraction": 1.0 - stored.nonzero / (cells * genes),
+        "total_counts": stored.total_counts,
+        **stored.provenance,
+        "identity": source.identity,
+    }
+    return Product(
+        lambda folder: shutil.move(step.scratch / FILE, folder / FILE), figures, sources={"source": digest}
+    )
 
 
 @stage(group="ingest", inputs=("raw_counts",), settings=("qc",), kinds=("anndata", "h5ad"), per_dataset=True)
@@ -49,12 +63,14 @@ def counts(step: Step) -> Product:
     The limits are the study's `qc` settings. The figures tell how much was dropped and why; the picture shows
     total counts, detected genes and mitochondrial share of the cells, before and after.
     """
-    from neumf_assets.core.counts.qc import filter_counts
-    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.counts.qc import judge
+    from neumf_assets.core.counts.stored import StoredCounts
     from neumf_assets.core.report.plots import CellQC, markdown_image, qc_histograms
 
     raw = step.one("raw_counts")
-    kept, report = filter_counts(load_counts(raw.path), step.study.qc)
+    with StoredCounts(raw.path) as unfiltered:
+        verdict = judge(unfiltered, step.study.qc)
+    report = verdict.report
     cells = {
         "all cells": CellQC(report.totals, report.genes_seen, report.mito_share),
         "kept": CellQC(
@@ -62,7 +78,11 @@ def counts(step: Step) -> Product:
         ),
     }
     figures = {
-        **_shape(kept),
+        "cells": report.cells_after,
+        "genes": report.genes_after,
+        "nonzero": verdict.nonzero,
+        "zero_fraction": report.zero_share_after,
+        "total_counts": verdict.total_counts,
         "cells_before": report.cells_before,
         "genes_before": report.genes_before,
         "cells_dropped": report.cells_dropped,
@@ -71,7 +91,7 @@ def counts(step: Step) -> Product:
         "sha256": raw.manifest.figures["sha256"],
     }
     return Product(
-        lambda folder: _save_filtered(folder, kept, report),
+        lambda folder: _save_filtered(folder, raw.path, verdict),
         figures,
         pictures={"quality control": markdown_image(qc_histograms(cells), "quality control")},
         tables={"dropped": _dropped(report)},
@@ -98,10 +118,15 @@ def long_counts(step: Step) -> Product:
     DuckDB, Arrow or Spark. What is not listed is zero.
     """
     from neumf_assets.core.counts.long_format import write_long
-    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.counts.stored import StoredCounts
 
-    matrix = load_counts(step.one("counts").path)
-    return Product(lambda folder: write_long(matrix, folder), {"rows": int(matrix.X.nnz)})
+    source = step.one("counts")
+
+    def save(folder: Path) -> None:
+        with StoredCounts(source.path) as counts:
+            write_long(counts, folder)
+
+    return Product(save, {"rows": source.manifest.figures["nonzero"]})
 
 
 def _dropped(report: "QCReport") -> list[dict[str, Any]]:
@@ -113,23 +138,14 @@ def _dropped(report: "QCReport") -> list[dict[str, Any]]:
     ]
 
 
-def _shape(matrix: Any) -> dict[str, int | float]:
-    cells, genes = matrix.shape
-    return {
-        "cells": int(cells),
-        "genes": int(genes),
-        "nonzero": int(matrix.X.nnz),
-        "zero_fraction": 1.0 - matrix.X.nnz / (cells * genes),
-        "total_counts": float(matrix.X.sum()),
-    }
-
-
-def _save_filtered(folder: Path, kept: Any, report: "QCReport") -> None:
+def _save_filtered(folder: Path, raw: Path, verdict: "Verdict") -> None:
     import numpy as np
 
-    from neumf_assets.core.counts.store import save_counts
+    from neumf_assets.core.counts.stored import StoredCounts
 
-    save_counts(kept, folder)
+    report = verdict.report
+    with StoredCounts(raw) as unfiltered:
+        verdict.write(unfiltered, folder)
     np.savez(
         folder / "qc.npz",
         totals=report.totals,

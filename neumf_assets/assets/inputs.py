@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from neumf_assets.assets.stage import Step
@@ -10,7 +12,9 @@ from neumf_assets.core.store import Artifact
 if TYPE_CHECKING:
     import anndata as ad
     import pandas as pd
-    import scipy.sparse as sp
+
+    from neumf_assets.core.counts.stored import StoredCounts
+    from neumf_assets.core.liger.stored import StoredScaled
 
 
 def load_all_counts(step: Step) -> dict[str, ad.AnnData]:
@@ -20,23 +24,35 @@ def load_all_counts(step: Step) -> dict[str, ad.AnnData]:
     return {name: load_counts(artifact.path) for name, artifact in step.all("counts").items()}
 
 
+@contextmanager
+def stored_counts(step: Step) -> Iterator[dict[str, StoredCounts]]:
+    """The filtered counts of every dataset, by name, opened but not read."""
+    from neumf_assets.core.counts.stored import StoredCounts
+
+    with ExitStack() as files:
+        yield {
+            name: files.enter_context(StoredCounts(artifact.path))
+            for name, artifact in step.all("counts").items()
+        }
+
+
 def selected_genes(step: Step) -> list[str]:
     """The genes that LIGER uses."""
     table = read_table(step.one("shared_genes"), "genes")
     return [str(gene) for gene in table.loc[table["selected"], "gene"]]
 
 
-def scaled_counts(step: Step) -> dict[str, sp.csr_matrix]:
+def scaled_counts(step: Step, counts: Mapping[str, StoredCounts]) -> dict[str, StoredScaled]:
     """The counts as LIGER factorises them: its genes, divided by the cell's total, scaled by gene."""
-    import scipy.sparse as sp
-
-    from neumf_assets.core.liger.preprocess import gene_statistics, scale
+    from neumf_assets.core.counts.stored import StackedCounts
+    from neumf_assets.core.liger.preprocess import gene_statistics
+    from neumf_assets.core.liger.stored import StoredScaled
 
     genes, scaled = selected_genes(step), {}
-    for name, data in load_all_counts(step).items():
-        everything = sp.csr_matrix(data.X)
-        columns = data.var_names.get_indexer(genes)
-        scaled[name] = scale(everything, gene_statistics(everything), columns)
+    for name, data in counts.items():
+        statistics = gene_statistics(StackedCounts.of({name: data}))
+        used = StackedCounts.of({name: data}, genes)
+        scaled[name] = StoredScaled(used, statistics, used.columns[0])
     return scaled
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from neumf_assets.assets.inputs import load_all_counts, scaled_counts, selected_genes
+from neumf_assets.assets.inputs import load_all_counts, scaled_counts, selected_genes, stored_counts
 from neumf_assets.assets.model import loss_pictures, model_figures
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 from neumf_assets.assets.update import mapped_model, mapping_plan, update_figures
 from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
-    import anndata as ad
     import numpy as np
     import pandas as pd
-    import scipy.sparse as sp
 
+    from neumf_assets.core.liger.inmf import INMFResult
     from neumf_assets.core.neumf.model import NeuMFModel
     from neumf_assets.core.report.content import Curves, FactorGenes
 
@@ -59,11 +57,12 @@ def shared_genes(step: Step) -> Product:
     import pandas as pd
 
     from neumf_assets.core.counts.stack import shared_genes as common
+    from neumf_assets.core.counts.stored import StackedCounts
     from neumf_assets.core.liger.preprocess import excess_variance, gene_statistics, select_genes
 
-    counts = load_all_counts(step)
-    genes = common(counts)
-    statistics = [gene_statistics(_columns(data, genes)) for data in counts.values()]
+    with stored_counts(step) as counts:
+        genes = common(counts)
+        statistics = [gene_statistics(StackedCounts.of({n: data}, genes)) for n, data in counts.items()]
     chosen = select_genes(statistics, step.study.liger)
     ratios = [excess_variance(one, step.study.liger.gene_confidence)[0] for one in statistics]
     table = pd.DataFrame({"gene": genes, "excess_variance": np.max(ratios, axis=0), "selected": False})
@@ -88,8 +87,14 @@ def liger_factors(step: Step) -> Product:
     Every dataset's matrix is written as H (W + V): W is shared by all datasets, V belongs to one, H says how
     much of each factor is in each cell. Counts are divided by the cell's total and scaled by gene.
     """
-    scaled = scaled_counts(step)
-    return _factorise(step, list(scaled.values()), list(scaled), selected_genes(step))
+    from neumf_assets.core.liger.stored import factorise_stored
+
+    with stored_counts(step) as counts:
+        scaled = scaled_counts(step, counts)
+        result = factorise_stored(
+            list(scaled.values()), step.study.liger, device=step.device, progress=step.progress
+        )
+    return _factors_product(result, list(scaled), selected_genes(step))
 
 
 @stage(
@@ -109,6 +114,7 @@ def neumf_liger_factors(step: Step) -> Product:
     import numpy as np
 
     from neumf_assets.core.errors import NeumfError
+    from neumf_assets.core.liger.chain import factorise
     from neumf_assets.core.liger.preprocess import gene_statistics, scale_dense
     from neumf_assets.core.neumf.dense import open_dense
 
@@ -125,21 +131,14 @@ def neumf_liger_factors(step: Step) -> Product:
         position = {name: column for column, name in enumerate(names)}
         columns = np.array([position[gene] for gene in genes], dtype=np.intp)
         parts.append(scale_dense(matrix, gene_statistics(matrix), columns, device=step.device))
-    return _factorise(step, parts, list(opened), genes)
+    result = factorise(parts, step.study.liger, device=step.device, progress=step.progress)
+    return _factors_product(result, list(opened), genes)
 
 
-def _columns(data: ad.AnnData, genes: list[str]) -> sp.csr_matrix:
-    import scipy.sparse as sp
-
-    return sp.csr_matrix(data.X)[:, data.var_names.get_indexer(genes)]
-
-
-def _factorise(step: Step, parts: Sequence[Any], datasets: list[str], genes: list[str]) -> Product:
-    from neumf_assets.core.liger.chain import factorise
+def _factors_product(result: INMFResult, datasets: list[str], genes: list[str]) -> Product:
     from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.report.plots import loss_curve_svg, markdown_image, objective_curve
 
-    result = factorise(parts, step.study.liger, device=step.device, progress=step.progress)
     named = NamedFactors(result, tuple(datasets), tuple(genes))
     curve = {"objective": result.objective}
     return Product(
@@ -181,7 +180,9 @@ def _aligned(arm: Arm) -> Stage:
 
         factors = NamedFactors.load(step.one(f"{arm}/factors").path)
         aligned = align(factors.result.H, step.study.liger, factors.datasets)
-        return _embedding_product(step, cell_table(load_all_counts(step)), np.vstack(aligned))
+        with stored_counts(step) as counts:
+            cells = cell_table(counts)
+        return _embedding_product(step, cells, np.vstack(aligned))
 
     return cell_embedding
 
@@ -201,10 +202,9 @@ def ineumf_model(step: Step) -> Product:
     What differs between datasets goes there, so that the cells of all of them lie in one common space. Where
     the study's `update` allows it, datasets that arrive later are mapped onto the model as it is.
     """
-    counts = load_all_counts(step)
-    cells = {name: data.n_obs for name, data in counts.items()}
+    cells = {name: artifact.manifest.figures["cells"] for name, artifact in step.all("counts").items()}
     plan = mapping_plan(ineumf_model, step, cells)
-    model = _train_ineumf(step, counts) if plan is None else mapped_model(plan, step, counts)
+    model = _train_ineumf(step) if plan is None else mapped_model(plan, step, load_all_counts(step))
     return Product(
         model.save,
         {**model_figures(model), **update_figures(plan, cells)},
@@ -213,26 +213,28 @@ def ineumf_model(step: Step) -> Product:
     )
 
 
-def _train_ineumf(step: Step, counts: Mapping[str, ad.AnnData]) -> NeuMFModel:
+def _train_ineumf(step: Step) -> NeuMFModel:
     import numpy as np
 
-    from neumf_assets.core.counts.stack import stack_shared
-    from neumf_assets.core.neumf.train import fit
+    from neumf_assets.core.counts.stored import StackedCounts
+    from neumf_assets.core.neumf.streamed import fit_stored
     from neumf_assets.ray_training import training_of
 
-    matrix, genes = stack_shared(counts)
-    return fit(
-        matrix,
-        step.study.ineumf,
-        gene_names=np.asarray(genes, dtype=np.str_),
-        cell_names=np.concatenate([data.obs_names.to_numpy(str) for data in counts.values()]),
-        dataset=np.repeat(np.arange(len(counts)), [data.n_obs for data in counts.values()]),
-        dataset_names=list(counts),
-        device=step.device,
-        progress=step.progress,
-        checkpoint_dir=step.scratch,
-        training=training_of(step.study.ineumf, step.device),
-    )
+    with stored_counts(step) as counts:
+        stacked = StackedCounts.of(counts)
+        sizes = [part.shape[0] for part in counts.values()]
+        return fit_stored(
+            stacked,
+            step.study.ineumf,
+            gene_names=np.asarray(stacked.genes, dtype=np.str_),
+            cell_names=np.concatenate([part.obs.index.to_numpy(str) for part in counts.values()]),
+            dataset=np.repeat(np.arange(len(counts)), sizes),
+            dataset_names=list(counts),
+            device=step.device,
+            progress=step.progress,
+            folder=step.scratch,
+            training=training_of(step.study.ineumf, step.device),
+        )
 
 
 @stage(
@@ -253,7 +255,8 @@ def ineumf_cell_embedding(step: Step) -> Product:
     from neumf_assets.core.neumf.model import NeuMFModel
 
     model = NeuMFModel.load(step.one("ineumf/model").path)
-    cells = cell_table(load_all_counts(step))
+    with stored_counts(step) as counts:
+        cells = cell_table(counts)
     batch = cells[step.study.batch_column or DATASET].to_numpy(str)
     embedding = harmony_align(model.cell_embedding("gmf", metric="gene"), batch, step.study.align)
     return _embedding_product(step, cells, embedding)
@@ -264,7 +267,7 @@ def _embedding_product(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -
     from neumf_assets.core.cells.store import CellEmbedding
 
     study = step.study
-    needed = neighbours_needed(study.clusters, study.umap, study.metrics)
+    needed = neighbours_needed(study.clusters, study.umap, study.metrics, len(cells))
     neighbours = find_neighbours(
         embedding,
         needed,

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
+from neumf_assets.core.errors import BadSettings
 
 if TYPE_CHECKING:
     from neumf_assets.core.neumf.evaluation import Evaluation
@@ -25,22 +26,23 @@ def neumf_model(step: Step) -> Product:
     both (MLP) together predict the expected count. Stored as safetensors weights and JSON; the curve shows
     the loss on training and on held-out entries for each epoch.
     """
-    from neumf_assets.core.counts.store import load_counts
-    from neumf_assets.core.neumf.train import fit
+    from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
+    from neumf_assets.core.neumf.streamed import fit_stored
     from neumf_assets.ray_training import training_of
 
-    matrix = load_counts(step.one("counts").path)
-    model = fit(
-        matrix.X,
-        step.study.model,
-        gene_names=matrix.var_names.to_numpy(str),
-        cell_names=matrix.obs_names.to_numpy(str),
-        dataset_names=[step.dataset or ""],
-        device=step.device,
-        progress=step.progress,
-        checkpoint_dir=step.scratch,
-        training=training_of(step.study.model, step.device),
-    )
+    name = step.dataset or ""
+    with StoredCounts(step.one("counts").path) as counts:
+        model = fit_stored(
+            StackedCounts.of({name: counts}),
+            step.study.model,
+            gene_names=counts.var.index.to_numpy(str),
+            cell_names=counts.obs.index.to_numpy(str),
+            dataset_names=[name],
+            device=step.device,
+            progress=step.progress,
+            folder=step.scratch,
+            training=training_of(step.study.model, step.device),
+        )
     return Product(model.save, model_figures(model), pictures=loss_pictures(model))
 
 
@@ -60,19 +62,19 @@ def neumf_evaluation(step: Step) -> Product:
     Poisson deviance of the other (lower is better). Also: is the predicted mean right (calibration), and is
     an observed gene that was left out ranked above unobserved ones (HR@K, NDCG@K)?
     """
-    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
     from neumf_assets.core.neumf.evaluation import evaluate_neumf
 
-    matrix = load_counts(step.one("counts").path)
-    result = evaluate_neumf(
-        matrix.X,
-        step.study.model,
-        step.study.evaluation,
-        gene_names=matrix.var_names.to_numpy(str),
-        device=step.device,
-        progress=step.progress,
-        checkpoint_dir=step.scratch,
-    )
+    with StoredCounts(step.one("counts").path) as counts:
+        result = evaluate_neumf(
+            StackedCounts.of({step.dataset or "": counts}),
+            step.study.model,
+            step.study.evaluation,
+            gene_names=counts.var_names.to_numpy(str),
+            device=step.device,
+            progress=step.progress,
+            checkpoint_dir=step.scratch,
+        )
     content = json.dumps(result.to_json(), indent=1)
     figures = {f"deviance_{name}": value for name, value in result.heldout_deviance.items()}
     return Product(
@@ -119,20 +121,33 @@ def _calibration_picture(result: "Evaluation") -> dict[str, str]:
     return {"calibration": markdown_image(picture, "predicted against observed mean")}
 
 
-@stage(group="model", inputs=("neumf_model",), kinds=("zarr",), per_dataset=True, uses_device=True)
+@stage(
+    group="model",
+    inputs=("neumf_model",),
+    settings=("dense",),
+    kinds=("zarr",),
+    per_dataset=True,
+    uses_device=True,
+)
 def dense_counts(step: Step) -> Product:
     """The dense matrix that the model predicts: the expected count of every gene in every cell.
 
     Cells × genes, float32, Zarr, written block by block; the names are stored with it. It holds the genes
-    that the model saw.
+    that the model saw. On request (`dense`): float16, and only the genes that are named.
     """
+    import numpy as np
+
     from neumf_assets.core.neumf.model import NeuMFModel
 
     model = NeuMFModel.load(step.one("neumf_model").path, device=step.device)
-    cells, genes = model.shape
+    wanted = step.study.dense.genes
+    genes = None if wanted is None else np.flatnonzero(np.isin(model.gene_names, wanted))
+    if genes is not None and not genes.size:
+        raise BadSettings("dense.genes: the model knows none of them; it saw the most variable genes only")
+    cells, width = model.shape[0], model.shape[1] if genes is None else genes.size
     return Product(
-        lambda folder: model.write_dense(folder / "dense.zarr"),
-        {"cells": cells, "genes": genes, "values": cells * genes},
+        lambda folder: model.write_dense(folder / "dense.zarr", step.study.dense.dtype, genes=genes),
+        {"cells": cells, "genes": width, "values": cells * width},
     )
 
 

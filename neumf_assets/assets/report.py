@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.arms import FIRST, delivered_clusters
-from neumf_assets.assets.inputs import load_all_counts, read_table
+from neumf_assets.assets.inputs import read_table, stored_counts
 from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
 from neumf_assets.core.versions import versions
 from neumf_assets.settings import ARMS, Arm
@@ -143,12 +143,15 @@ def _markers(arms: list[Arm]) -> Stage:
         makes differences look surer than they are.
         """
         from neumf_assets.core.cells.markers import find_markers
-        from neumf_assets.core.counts.stack import stack_shared
+        from neumf_assets.core.counts.stored import StackedCounts
 
         arm = _best(step, arms)
-        counts, genes = stack_shared(load_all_counts(step))
         clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
-        found = find_markers(counts, genes, clusters[delivered_clusters(clusters)], step.study.markers)
+        with stored_counts(step) as parts:
+            counts = StackedCounts.of(parts)
+            found = find_markers(
+                counts, counts.genes, clusters[delivered_clusters(clusters)], step.study.markers
+            )
         top = found[found["rank"] <= 3].groupby("cluster")["gene"].agg(", ".join)
         return Product(
             lambda folder: found.to_parquet(folder / "markers.parquet", index=False),

@@ -7,10 +7,11 @@ import warnings
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from neumf_assets.core.cells.neighbours import Neighbours
+from neumf_assets.core.cells.neighbours import Neighbours, find_neighbours, find_references, row_blocks
 from neumf_assets.core.cells.settings import Metric, UmapSettings
 
 _FEWEST_CELLS = 5
+_PROJECT_ON = 8
 
 
 def umap_embed(
@@ -35,6 +36,35 @@ def umap_embed(
     points = np.ascontiguousarray(embedding, dtype=np.float32)
     if len(points) < _FEWEST_CELLS:
         return _first_two(points)
+    if settings.sample is not None and settings.sample < len(points):
+        return _projected(points, neighbours.metric, settings)
+    return _laid_out(points, neighbours, settings)
+
+
+def _projected(points: np.ndarray, metric: Metric, settings: UmapSettings) -> np.ndarray:
+    """Lay a sample out; put every other cell at the mean of its nearest sampled cells, near ones weighing more.
+
+    The weights are UMAP's for cells that are added to a layout, with the distance to the nearest as their scale.
+    """
+    assert settings.sample is not None
+    drawn = np.random.default_rng(settings.seed).choice(len(points), settings.sample, replace=False)
+    drawn.sort()
+    sampled = points[drawn]
+    near = find_neighbours(sampled, settings.n_neighbors - 1, metric=metric, seed=settings.seed)
+    layout = _laid_out(sampled, near, settings)
+    found = np.empty((len(points), 2), np.float32)
+    for rows in row_blocks(len(points)):
+        closest, apart = find_references(points[rows], sampled, _PROJECT_ON, metric)
+        beyond = apart - apart[:, :1]
+        scale = np.maximum(beyond.mean(axis=1, keepdims=True), 1e-12)
+        weights = np.exp(-beyond / scale)
+        weights /= weights.sum(axis=1, keepdims=True)
+        found[rows] = np.einsum("nk,nkd->nd", weights, layout[closest])
+    found[drawn] = layout
+    return found
+
+
+def _laid_out(points: np.ndarray, neighbours: Neighbours, settings: UmapSettings) -> np.ndarray:
     import umap
 
     # umap wants fewer neighbours, the cell itself included, than cells

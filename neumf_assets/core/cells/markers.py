@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from neumf_assets.core.cells.clustering import NOISE
 from neumf_assets.core.cells.settings import MarkerSettings
+from neumf_assets.core.counts.stored import StackedCounts
 from neumf_assets.core.errors import NeumfError
 
 _FEWEST_CELLS = 3
@@ -22,7 +23,7 @@ COLUMNS = ("cluster", "rank", "gene", "score", "log2_fold_change", "p_adjusted",
 
 
 def find_markers(
-    counts: sp.spmatrix,
+    counts: sp.spmatrix | StackedCounts,
     genes: Sequence[str],
     clusters: Sequence[str] | pd.Series,
     settings: MarkerSettings | None = None,
@@ -36,7 +37,7 @@ def find_markers(
     Parameters
     ----------
     counts
-        Cells × genes, whole numbers.
+        Cells × genes, whole numbers; of counts on disk only the cells that are tested are read.
     clusters
         Cluster of every cell.
 
@@ -53,24 +54,24 @@ def find_markers(
         Values that are not counts, or lengths that don't fit.
     """
     settings = settings or MarkerSettings()
-    matrix = sp.csr_matrix(counts)
     groups = pd.Series(np.asarray(clusters, dtype=object)).astype(str)
-    _check(matrix, genes, groups)
+    if counts.shape != (len(groups), len(genes)):
+        raise NeumfError(
+            f"{len(groups)} clusters and {len(genes)} genes do not fit counts of {counts.shape}."
+        )
     cells = _draw_cells(groups, settings)
+    tested_counts = counts.take(cells) if isinstance(counts, StackedCounts) else sp.csr_matrix(counts)[cells]
+    _check(tested_counts)
     groups = groups.iloc[cells].reset_index(drop=True)
     if groups.nunique() < 2:
         return pd.DataFrame(columns=list(COLUMNS))
-    tested = _log_normalised(matrix[cells], genes, groups)
+    tested = _log_normalised(tested_counts, genes, groups)
     seen = _shares(tested, groups)
     tested = tested[:, (seen >= settings.min_cell_share).any(axis=0).to_numpy()].copy()
     return _rank(tested, settings)
 
 
-def _check(matrix: sp.csr_matrix, genes: Sequence[str], groups: pd.Series) -> None:
-    if matrix.shape != (len(groups), len(genes)):
-        raise NeumfError(
-            f"{len(groups)} clusters and {len(genes)} genes do not fit counts of {matrix.shape}."
-        )
+def _check(matrix: sp.csr_matrix) -> None:
     if (matrix.data < 0).any() or (matrix.data != np.round(matrix.data)).any():
         raise NeumfError("Marker genes are tested on raw counts; these values are not whole numbers.")
 

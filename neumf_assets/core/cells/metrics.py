@@ -12,13 +12,21 @@ import numpy as np
 import pandas as pd
 
 from neumf_assets.core.cells.clustering import leiden_run
-from neumf_assets.core.cells.neighbours import Neighbours, find_cross_neighbours, find_neighbours
+from neumf_assets.core.cells.neighbours import (
+    Neighbours,
+    find_cross_neighbours,
+    find_neighbours_of,
+    row_blocks,
+)
 from neumf_assets.core.cells.scores import ArmScores, PartitionScore, RunScore
 from neumf_assets.core.cells.settings import Metric, MetricsSettings
 from neumf_assets.core.errors import NeumfError
 
 _LISI_TOLERANCE = 1e-5
 _LISI_HALVINGS = 50
+
+
+LISI_CELLS = 10_000
 
 
 def score_embedding(
@@ -127,7 +135,8 @@ def stability(clusters: pd.DataFrame) -> float | None:
 def same_batch_share(neighbours: Neighbours, batch: np.ndarray, k: int = 20) -> float:
     """Share of each cell's ``k`` nearest neighbours that come from its own dataset, mean over the cells."""
     near = neighbours.nearest(k).indices
-    return float((batch[near] == batch[:, None]).mean())
+    same = sum(int((batch[near[rows]] == batch[rows, None]).sum()) for rows in row_blocks(len(near)))
+    return same / near.size if near.size else float("nan")
 
 
 def expected_same_batch_share(batch: np.ndarray, labels: np.ndarray | None = None) -> float:
@@ -202,15 +211,17 @@ def lisi(neighbours: Neighbours, codes: np.ndarray, perplexity: float = 30.0) ->
         One value per cell, from 1 to the number of groups.
     """
     k = min(neighbours.k, round(3 * perplexity))
-    near = neighbours.nearest(k)
-    distances = near.distances.astype(np.float64)
-    if near.metric == "cosine":
-        distances = np.sqrt(2 * np.maximum(distances, 0))
-    weights = _perplexity_weights(distances, min(perplexity, k / 3))
-    n_groups = int(codes.max(initial=-1)) + 1
-    shares = np.zeros((near.n_cells, n_groups))
-    np.add.at(shares, (np.arange(near.n_cells)[:, None], codes[near.indices]), weights)
-    return 1 / np.sum(shares**2, axis=1)
+    near, n_groups = neighbours.nearest(k), int(codes.max(initial=-1)) + 1
+    found = np.empty(near.n_cells)
+    for rows in row_blocks(near.n_cells):
+        distances = near.distances[rows].astype(np.float64)
+        if near.metric == "cosine":
+            distances = np.sqrt(2 * np.maximum(distances, 0))
+        weights = _perplexity_weights(distances, min(perplexity, k / 3))
+        shares = np.zeros((len(weights), n_groups))
+        np.add.at(shares, (np.arange(len(weights))[:, None], codes[near.indices[rows]]), weights)
+        found[rows] = 1 / np.sum(shares**2, axis=1)
+    return found
 
 
 def silhouettes(
@@ -288,7 +299,7 @@ def _mixing(
     if n_batches < 2:
         return {}
     within = expected_same_batch_share(batch[labels >= 0], labels[labels >= 0])
-    mixing = float(np.median(lisi(neighbours, batch, settings.lisi_perplexity)))
+    mixing = _median_lisi(embedding, neighbours, batch, settings)
     return {
         "same_batch_neighbours": same_batch_share(neighbours, batch, settings.mixing_neighbors),
         "expected_same_batch": expected_same_batch_share(batch),
@@ -324,12 +335,26 @@ def _conservation(
     return {
         "silhouette_label": of_labels,
         "silhouette_batch": of_batch,
-        "clisi": _clisi(embedding, labels, neighbours, settings.lisi_perplexity),
+        "clisi": _clisi(embedding, labels, neighbours, settings),
     }
 
 
+def _median_lisi(
+    embedding: np.ndarray, neighbours: Neighbours, codes: np.ndarray, settings: MetricsSettings
+) -> float:
+    """Return the median LISI; that of cells drawn by chance where too few neighbours are known."""
+    perplexity = settings.lisi_perplexity
+    wanted = min(round(3 * perplexity), len(codes) - 1)
+    if neighbours.k >= wanted:
+        return float(np.median(lisi(neighbours, codes, perplexity)))
+    rng = np.random.default_rng(settings.seed)
+    cells = np.sort(rng.choice(len(codes), min(LISI_CELLS, len(codes)), replace=False))
+    found = find_neighbours_of(cells, embedding, wanted, neighbours.metric)
+    return float(np.median(lisi(found, codes, perplexity)))
+
+
 def _clisi(
-    embedding: np.ndarray, labels: np.ndarray, neighbours: Neighbours, perplexity: float
+    embedding: np.ndarray, labels: np.ndarray, neighbours: Neighbours, settings: MetricsSettings
 ) -> float | None:
     """Label LISI as scib scales it: 1 = neighbourhoods of one label, 0 = all labels alike."""
     known = labels >= 0
@@ -338,8 +363,9 @@ def _clisi(
     if n_labels < 2:
         return None
     if not known.all():
-        neighbours = find_neighbours(embedding[known], round(3 * perplexity), metric=neighbours.metric)
-    return (n_labels - float(np.median(lisi(neighbours, codes, perplexity)))) / (n_labels - 1)
+        embedding, none = embedding[known], np.empty((int(known.sum()), 0), np.int32)
+        neighbours = Neighbours(none, none.astype(np.float32), neighbours.metric)
+    return (n_labels - _median_lisi(embedding, neighbours, codes, settings)) / (n_labels - 1)
 
 
 def _mixed_share(batch: np.ndarray) -> float:

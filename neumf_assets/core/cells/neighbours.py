@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from neumf_assets.core.cells.settings import (
 )
 from neumf_assets.core.errors import NeumfError
 
-_ROWS_AT_ONCE = 16_384
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Neighbours:
     Parameters
     ----------
     indices
-        Cells × k positions of the neighbours, int64.
+        Cells × k positions of the neighbours, int32.
     distances
         Cells × k distances, float32; cosine distance is ``1 − cos``.
     metric
@@ -51,9 +52,15 @@ class Neighbours:
         return Neighbours(self.indices[:, :k], self.distances[:, :k], self.metric)
 
 
-def neighbours_needed(clusters: ClusterSettings, umap: UmapSettings, metrics: MetricsSettings) -> int:
-    """Count the neighbours per cell that one search must find to serve graph, UMAP and scores."""
-    lisi = round(3 * metrics.lisi_perplexity)
+def neighbours_needed(
+    clusters: ClusterSettings, umap: UmapSettings, metrics: MetricsSettings, n_cells: int = 0
+) -> int:
+    """Count the neighbours per cell that one search must find to serve graph, UMAP and scores.
+
+    LISI wants many more than the others. Above ``exact_up_to`` cells it is computed from a sample of the cells,
+    whose neighbours are found then, since those of all would take several times the time and memory.
+    """
+    lisi = round(3 * metrics.lisi_perplexity) if n_cells <= clusters.exact_up_to else 0
     return max(clusters.n_neighbors - 1, umap.n_neighbors - 1, metrics.mixing_neighbors, lisi)
 
 
@@ -81,7 +88,7 @@ def find_neighbours(
     k = min(k, len(points) - 1)
     exact = len(points) <= exact_up_to
     found = _exact(points, points, k + 1) if exact else _approximate(points, k + 1, seed)
-    return _sorted(points, _without_self(found), metric)
+    return _sorted(points, found, metric)
 
 
 def find_cross_neighbours(
@@ -103,6 +110,24 @@ def find_cross_neighbours(
     return _exact(_points(queries, metric, fewest=1), _points(references, metric, fewest=1), k)
 
 
+def find_neighbours_of(
+    cells: np.ndarray, embedding: np.ndarray, k: int, metric: Metric = "cosine"
+) -> Neighbours:
+    """Find the ``k`` nearest neighbours of some cells among all (all distances)."""
+    points = _points(embedding, metric)
+    found = _exact(points[cells], points, min(k, len(points) - 1) + 1)
+    return _sorted(points, found, metric, cells)
+
+
+def find_references(
+    queries: np.ndarray, references: np.ndarray, k: int, metric: Metric = "cosine"
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`find_cross_neighbours`, with the distances (Euclidean; for cosine between unit vectors)."""
+    near = find_cross_neighbours(queries, references, k, metric)
+    own, others = _points(queries, metric, fewest=1), _points(references, metric, fewest=1)
+    return near, np.linalg.norm(own[:, None, :] - others[near], axis=2)
+
+
 def cell_graph(neighbours: Neighbours, settings: ClusterSettings | None = None) -> sp.csr_matrix:
     """Build the weighted graph that Leiden and Louvain cluster.
 
@@ -118,20 +143,34 @@ def cell_graph(neighbours: Neighbours, settings: ClusterSettings | None = None) 
     settings = settings or ClusterSettings()
     near = neighbours.nearest(settings.n_neighbors - 1)
     n, k = near.n_cells, near.k + 1
-    members = np.concatenate([np.arange(n)[:, None], near.indices], axis=1)
-    incidence = sp.csr_matrix(
-        (np.ones(n * k, np.float32), members.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n)
-    )
+    members = np.concatenate([np.arange(n, dtype=np.int32)[:, None], near.indices], axis=1, dtype=np.int32)
+    starts = np.arange(0, n * k + 1, k, dtype=np.int32 if n * k < 2**31 else np.int64)
+    incidence = sp.csr_matrix((np.ones(n * k, np.float32), members.ravel(), starts), shape=(n, n))
     if settings.graph == "nearest":
         graph = incidence.maximum(incidence.T).tocsr()
     else:
-        graph = (incidence @ incidence.T).tocsr()
-        graph.data = graph.data / (2 * k - graph.data)
-        graph.data[graph.data <= settings.prune] = 0
+        transposed = incidence.T.tocsr()
+        parts = [_shared(incidence[rows], transposed, k, settings.prune) for rows in row_blocks(n)]
+        graph = sp.vstack(parts, format="csr")
     graph.setdiag(0)
     graph.eliminate_zeros()
     graph.sort_indices()
     return graph
+
+
+def _shared(some: sp.csr_matrix, transposed: sp.csr_matrix, k: int, prune: float) -> sp.csr_matrix:
+    """Give some rows of the shared-neighbour graph, pruned: most edges of the product are not kept."""
+    graph = (some @ transposed).tocsr()
+    graph.data = graph.data / (2 * k - graph.data)
+    graph.data[graph.data <= prune] = 0
+    graph.eliminate_zeros()
+    return graph
+
+
+def row_blocks(n_cells: int) -> Iterator[slice]:
+    """Cut cells into slices, so that what is computed from all neighbours of a cell is small."""
+    for start in range(0, n_cells, _ROWS_AT_ONCE):
+        yield slice(start, min(start + _ROWS_AT_ONCE, n_cells))
 
 
 def _points(embedding: np.ndarray, metric: Metric, fewest: int = 2) -> np.ndarray:
@@ -159,27 +198,33 @@ def _approximate(points: np.ndarray, k: int, seed: int) -> np.ndarray:
     from pynndescent import NNDescent
 
     index = NNDescent(points, n_neighbors=k, metric="euclidean", random_state=seed)
-    return np.asarray(index.neighbor_graph[0], dtype=np.int64)
+    return np.asarray(index.neighbor_graph[0])
 
 
-def _without_self(found: np.ndarray) -> np.ndarray:
+def _without_self(found: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Drop the cell itself from its list, or the farthest neighbour where duplicates pushed it out."""
-    keep = found != np.arange(len(found))[:, None]
+    keep = found != cells[:, None]
     keep[keep.all(axis=1), -1] = False
     return found[keep].reshape(len(found), -1)
 
 
-def _sorted(points: np.ndarray, indices: np.ndarray, metric: Metric) -> Neighbours:
-    """Compute the distances accurately (the search rounds near zero) and sort by distance, then position."""
-    distances = np.empty(indices.shape, np.float32)
-    for start in range(0, len(points), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        others = points[indices[rows]]
+def _sorted(
+    points: np.ndarray, found: np.ndarray, metric: Metric, cells: np.ndarray | None = None
+) -> Neighbours:
+    """Take the cells themselves out; compute the distances accurately (the search rounds near zero) and sort by
+    distance, then position."""
+    shape = (len(found), found.shape[1] - 1)
+    indices, distances = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    cells = np.arange(len(points)) if cells is None else cells
+    for rows in row_blocks(len(cells)):
+        near = _without_self(found[rows], cells[rows])
+        others = points[near]
         if metric == "cosine":
-            distances[rows] = np.clip(1 - np.einsum("nd,nkd->nk", points[rows], others), 0, 2)
+            apart = np.clip(1 - np.einsum("nd,nkd->nk", points[cells[rows]], others), 0, 2)
         else:
-            distances[rows] = np.linalg.norm(points[rows, None, :] - others, axis=2)
-    order = np.lexsort((indices, distances), axis=1)
-    return Neighbours(
-        np.take_along_axis(indices, order, axis=1), np.take_along_axis(distances, order, axis=1), metric
-    )
+            apart = np.linalg.norm(points[cells[rows], None, :] - others, axis=2)
+        apart = apart.astype(np.float32)
+        order = np.lexsort((near, apart), axis=1)
+        indices[rows] = np.take_along_axis(near, order, axis=1)
+        distances[rows] = np.take_along_axis(apart, order, axis=1)
+    return Neighbours(indices, distances, metric)

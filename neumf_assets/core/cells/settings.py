@@ -131,6 +131,12 @@ class UmapSettings(Settings):
     seed: Seed = Field(
         default=0, description="Seed of the layout, which is the same on every run with one seed."
     )
+    sample: int | None = Field(
+        default=None,
+        ge=1000,
+        description="Lay out at most this many cells, drawn by seed, and place each other cell among its "
+        "neighbours of these (null: all cells; a million take half an hour and more).",
+    )
     tsne: bool = Field(
         default=False, description="Also compute t-SNE; about as slow as UMAP, and it adds no score."
     )

@@ -17,6 +17,8 @@ from neumf_assets.core.errors import NeumfError
 if TYPE_CHECKING:
     import anndata as ad
 
+    from neumf_assets.core.counts.stored import StoredCounts
+
 CELL, DATASET = "cell", "dataset"
 
 
@@ -49,8 +51,8 @@ class CellEmbedding:
     def load(cls, folder: Path) -> CellEmbedding:
         """Read what :meth:`save` wrote."""
         metric = "cosine" if (folder / "distances-cosine.npy").exists() else "euclidean"
-        distances = np.load(folder / f"distances-{metric}.npy", allow_pickle=False)
-        indices = np.load(folder / "neighbours.npy", allow_pickle=False).astype(np.int64)
+        distances = np.load(folder / f"distances-{metric}.npy", mmap_mode="r", allow_pickle=False)
+        indices = np.load(folder / "neighbours.npy", mmap_mode="r", allow_pickle=False)
         return cls(
             pd.read_parquet(folder / "cells.parquet"),
             np.load(folder / "embedding.npy", allow_pickle=False),
@@ -58,7 +60,7 @@ class CellEmbedding:
         )
 
 
-def cell_table(counts: Mapping[str, ad.AnnData]) -> pd.DataFrame:
+def cell_table(counts: Mapping[str, ad.AnnData] | Mapping[str, StoredCounts]) -> pd.DataFrame:
     """All cells of a study, dataset by dataset in the given order, with the labels that came with them.
 
     A label column that a dataset lacks is missing for its cells.

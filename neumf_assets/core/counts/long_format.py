@@ -18,22 +18,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
+from neumf_assets.core.counts.stored import StoredCounts
+
 LONG, CELLS, GENES = "long.parquet", "cells.parquet", "genes.parquet"
 ROW_GROUP = 1 << 19
 """Entries per row group: large enough to compress well, small enough for a scan to skip most of a file."""
 _RESERVED_CELL = ("cell_id", "cell", "total", "genes_seen")
 
 
-def write_long(adata: ad.AnnData, folder: str | Path) -> int:
+def write_long(adata: ad.AnnData | StoredCounts, folder: str | Path) -> int:
     """Write counts in long format.
 
-    Streams: beside the sparse matrix itself no more than one row group is in memory. Each file appears
-    under its name only when it is complete, ``long.parquet`` last.
+    Streams: no more than one row group is in memory, beside the matrix itself where it is given as such. Each
+    file appears under its name only when it is complete, ``long.parquet`` last.
 
     Parameters
     ----------
     adata
-        Counts, cells × genes, CSR.
+        Counts, cells × genes, CSR, or on disk.
     folder
         Local folder; made if missing.
 
@@ -44,11 +46,12 @@ def write_long(adata: ad.AnnData, folder: str | Path) -> int:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    X = adata.X if adata.X.has_sorted_indices else adata.X.sorted_indices()
-    _write_table(_cell_table(adata, X), folder / CELLS)
+    counts = adata if isinstance(adata, StoredCounts) else _InMemory(adata.X)
+    indptr = np.concatenate([[0], np.cumsum(counts.lengths)])
+    totals = np.zeros(adata.shape[0], np.int64 if counts.dtype.kind in "iu" else np.float64)
     _write_table(_gene_table(adata), folder / GENES)
     cells, genes = (pa.array(names, pa.string()) for names in (adata.obs_names, adata.var_names))
-    schema = _schema(X)
+    schema = _schema(counts.dtype)
     temporary = _temporary(folder / LONG)
     try:
         with pq.ParquetWriter(
@@ -60,13 +63,16 @@ def write_long(adata: ad.AnnData, folder: str | Path) -> int:
             write_statistics=["cell_id", "gene_id", "expression"],
             sorting_columns=[pq.SortingColumn(2), pq.SortingColumn(3)],
         ) as writer:
-            for first, last in _cell_blocks(X.indptr):
-                block = _block(X, cells, genes, first, last, schema)
+            for first, last in _cell_blocks(indptr):
+                rows = counts.rows(first, last)
+                totals[first:last] = np.asarray(rows.sum(axis=1)).ravel()
+                block = _block(rows, cells, genes, first, schema)
                 writer.write_table(block, row_group_size=block.num_rows)
+        _write_table(_cell_table(adata, totals, counts.lengths), folder / CELLS)
         _publish(temporary, folder / LONG)
     finally:
         temporary.unlink(missing_ok=True)
-    return int(X.nnz)
+    return int(indptr[-1])
 
 
 def read_long(folder: str | Path) -> pl.LazyFrame:
@@ -92,9 +98,20 @@ def long_to_csr(folder: str | Path) -> tuple[sparse.csr_matrix, list[str], list[
     return sparse.csr_matrix(parts, shape=(len(cells), len(genes))), cells, genes
 
 
-def _schema(X: sparse.csr_matrix) -> pa.Schema:
+class _InMemory:
+    """A matrix in memory, read as one on disk is."""
+
+    def __init__(self, X: sparse.csr_matrix) -> None:
+        self._X = X if X.has_sorted_indices else X.sorted_indices()
+        self.lengths, self.dtype = np.diff(self._X.indptr), X.dtype
+
+    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        return self._X[start:stop]
+
+
+def _schema(dtype: np.dtype) -> pa.Schema:
     names = pa.dictionary(pa.int32(), pa.string())
-    value = pa.int32() if X.dtype.kind in "iu" else pa.float32()
+    value = pa.int32() if dtype.kind in "iu" else pa.float32()
     fields = {
         "cell": names,
         "gene": names,
@@ -113,24 +130,21 @@ def _cell_blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)
 
 
-def _block(
-    X: sparse.csr_matrix, cells: pa.Array, genes: pa.Array, first: int, last: int, schema: pa.Schema
-) -> pa.Table:
-    start, stop = int(X.indptr[first]), int(X.indptr[last])
-    within = np.repeat(np.arange(last - first, dtype=np.int32), np.diff(X.indptr[first : last + 1]))
-    gene_ids = X.indices[start:stop].astype(np.int32, copy=False)
+def _block(X: sparse.csr_matrix, cells: pa.Array, genes: pa.Array, first: int, schema: pa.Schema) -> pa.Table:
+    within = np.repeat(np.arange(X.shape[0], dtype=np.int32), np.diff(X.indptr))
+    gene_ids = X.indices.astype(np.int32, copy=False)
     columns = [
         # Only the block's own cells go into its dictionary, or each row group would carry them all.
-        pa.DictionaryArray.from_arrays(pa.array(within), cells.slice(first, last - first)),
+        pa.DictionaryArray.from_arrays(pa.array(within), cells.slice(first, X.shape[0])),
         pa.DictionaryArray.from_arrays(pa.array(gene_ids), genes),
         pa.array((within + np.uint32(first)).astype(np.uint32)),
         pa.array(gene_ids.astype(np.uint32)),
-        pa.array(X.data[start:stop], schema.field("expression").type),
+        pa.array(X.data, schema.field("expression").type),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _cell_table(adata: ad.AnnData, X: sparse.csr_matrix) -> pl.DataFrame:
+def _cell_table(adata: ad.AnnData | StoredCounts, totals: np.ndarray, lengths: np.ndarray) -> pl.DataFrame:
     labels = {
         name: pl.Series(
             adata.obs[name].astype(object).where(adata.obs[name].notna(), None).to_list(), strict=False
@@ -140,18 +154,18 @@ def _cell_table(adata: ad.AnnData, X: sparse.csr_matrix) -> pl.DataFrame:
     }
     return pl.DataFrame(
         {
-            "cell_id": np.arange(adata.n_obs, dtype=np.uint32),
+            "cell_id": np.arange(len(adata.obs), dtype=np.uint32),
             "cell": pl.Series(adata.obs_names.to_list(), dtype=pl.String),
-            "total": np.asarray(X.sum(axis=1)).ravel(),
-            "genes_seen": np.diff(X.indptr).astype(np.uint32),
+            "total": totals,
+            "genes_seen": lengths.astype(np.uint32),
             **labels,
         }
     )
 
 
-def _gene_table(adata: ad.AnnData) -> pl.DataFrame:
+def _gene_table(adata: ad.AnnData | StoredCounts) -> pl.DataFrame:
     columns = {
-        "gene_id": np.arange(adata.n_vars, dtype=np.uint32),
+        "gene_id": np.arange(len(adata.var), dtype=np.uint32),
         "gene": pl.Series(adata.var_names.to_list(), dtype=pl.String),
     }
     for source, name in (("original_name", "original_name"), ("gene_ids", "accession")):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from neumf_assets.core.counts.settings import QCSettings
+from neumf_assets.core.counts.store import FILE, CountsWriter
+from neumf_assets.core.counts.stored import BLOCK_CELLS, StoredCounts
 from neumf_assets.core.errors import BadInput
 
 Mask = NDArray[np.bool_]
@@ -79,29 +83,67 @@ def filter_counts(adata: ad.AnnData, settings: QCSettings | None = None) -> tupl
     BadInput
         When no cell or no gene remains.
     """
-    settings = settings or QCSettings()
-    X = adata.X
-    totals, genes_seen, mito, mito_genes = _cell_figures(adata, settings)
-    seen_at_all = np.diff(X.indptr) > 0
-    in_cells = np.bincount(X.indices, minlength=adata.n_vars) > 0
+    verdict = judge(adata, settings or QCSettings())
+    kept = adata[verdict.cells, verdict.genes].copy()
+    return kept, verdict.report
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which cells and genes are kept, what they hold, and why the others are not."""
+
+    cells: Mask
+    genes: Mask
+    nonzero: int
+    total_counts: float
+    report: QCReport
+
+    def write(self, counts: StoredCounts, folder: str | Path) -> None:
+        """Write the kept part of counts on disk, a block of cells at a time."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with CountsWriter(folder / FILE) as writer:
+            for rows, X in _blocks(counts):
+                kept = self.cells[rows]
+                obs = counts.obs.iloc[rows][kept]
+                part = ad.AnnData(X[kept][:, self.genes], obs=obs, var=counts.var[self.genes], uns=counts.uns)
+                writer.add(part)
+
+
+def judge(counts: ad.AnnData | StoredCounts, settings: QCSettings) -> Verdict:
+    """Decide as :func:`filter_counts` does; of counts on disk a block of cells is read at a time.
+
+    Raises
+    ------
+    BadInput
+        When no cell or no gene remains.
+    """
+    totals, genes_seen, mito, mito_genes, in_cells = _cell_figures(counts, settings)
+    seen_at_all, in_any = genes_seen > 0, in_cells > 0
     healthy = mito <= settings.max_mito
-    cells, genes = _fixpoint(X, seen_at_all & healthy, in_cells, settings)
+    cells, genes = _fixpoint(counts, seen_at_all & healthy, in_any, settings)
     cell_reasons = {
         "empty": int((~seen_at_all).sum()),
         "few_genes": int((seen_at_all & ~cells & healthy).sum()),
         "mitochondrial": int((seen_at_all & ~healthy).sum()),
     }
-    gene_reasons = {"empty": int((~in_cells).sum()), "few_cells": int((in_cells & ~genes).sum())}
+    gene_reasons = {"empty": int((~in_any).sum()), "few_cells": int((in_any & ~genes).sum())}
     if not cells.any() or not genes.any():
-        raise _nothing_left(adata, settings, cell_reasons, gene_reasons)
-    kept = adata[cells, genes].copy()
+        raise _nothing_left(counts, settings, cell_reasons, gene_reasons)
+    nonzero, total = 0, 0.0
+    for rows, X in _blocks(counts):
+        kept = X[cells[rows]]
+        inside = genes[kept.indices]
+        nonzero += int(inside.sum())
+        total += float(kept.data[inside].sum(dtype=np.float64))
+    shape = (int(cells.sum()), int(genes.sum()))
     report = QCReport(
-        cells_before=adata.n_obs,
-        cells_after=kept.n_obs,
-        genes_before=adata.n_vars,
-        genes_after=kept.n_vars,
-        zero_share_before=_zero_share(X),
-        zero_share_after=_zero_share(kept.X),
+        cells_before=counts.shape[0],
+        cells_after=shape[0],
+        genes_before=counts.shape[1],
+        genes_after=shape[1],
+        zero_share_before=1.0 - int(genes_seen.sum()) / (counts.shape[0] * counts.shape[1]),
+        zero_share_after=1.0 - nonzero / (shape[0] * shape[1]),
         cells_dropped=cell_reasons,
         genes_dropped=gene_reasons,
         totals=totals,
@@ -110,47 +152,61 @@ def filter_counts(adata: ad.AnnData, settings: QCSettings | None = None) -> tupl
         kept=cells,
         mito_genes=mito_genes,
     )
-    return kept, report
+    return Verdict(cells, genes, nonzero, total, report)
+
+
+def _blocks(counts: ad.AnnData | StoredCounts) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    for start in range(0, counts.shape[0], BLOCK_CELLS):
+        rows = slice(start, min(start + BLOCK_CELLS, counts.shape[0]))
+        yield rows, counts.rows(rows.start, rows.stop) if isinstance(counts, StoredCounts) else counts.X[rows]
 
 
 def _cell_figures(
-    adata: ad.AnnData, settings: QCSettings
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], int]:
-    X = adata.X
-    totals = np.asarray(X.sum(axis=1, dtype=np.float64)).ravel()
-    names = pl.Series(adata.var["original_name"].to_numpy(dtype=object), dtype=pl.String)
-    mito_gene = np.zeros(adata.n_vars, dtype=bool)
+    counts: ad.AnnData | StoredCounts, settings: QCSettings
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], int, NDArray[np.int64]]:
+    """Return total, genes seen and mitochondrial share of each cell; mitochondrial genes; cells of each gene."""
+    n_cells, n_genes = counts.shape
+    names = pl.Series(counts.var["original_name"].to_numpy(dtype=object), dtype=pl.String)
+    mito_gene = np.zeros(n_genes, dtype=bool)
     for prefix in settings.mito_prefixes:
         mito_gene |= names.str.starts_with(prefix).to_numpy()
-    mito_totals = X @ mito_gene.astype(np.float64)
+    totals, mito_totals, genes_seen = np.zeros(n_cells), np.zeros(n_cells), np.zeros(n_cells, np.int64)
+    in_cells = np.zeros(n_genes, np.int64)
+    for rows, X in _blocks(counts):
+        totals[rows] = np.asarray(X.sum(axis=1, dtype=np.float64)).ravel()
+        mito_totals[rows] = X @ mito_gene.astype(np.float64)
+        genes_seen[rows] = np.diff(X.indptr)
+        in_cells += np.bincount(X.indices, minlength=n_genes)
     share = np.divide(mito_totals, totals, out=np.zeros_like(totals), where=totals > 0)
-    return totals, np.diff(X.indptr).astype(np.int64), share, int(mito_gene.sum())
+    return totals, genes_seen, share, int(mito_gene.sum()), in_cells
 
 
-def _fixpoint(X: sparse.csr_matrix, cells: Mask, genes: Mask, settings: QCSettings) -> tuple[Mask, Mask]:
+def _fixpoint(
+    counts: ad.AnnData | StoredCounts, cells: Mask, genes: Mask, settings: QCSettings
+) -> tuple[Mask, Mask]:
     """Repeat both filters until the kept part meets both limits."""
-    pattern = sparse.csr_matrix((np.ones(X.nnz, np.int32), X.indices, X.indptr), shape=X.shape)
     while True:
-        in_cells = pattern.T @ cells.astype(np.int32)
+        in_cells = np.zeros(counts.shape[1], np.int64)
+        for rows, X in _blocks(counts):
+            in_cells += np.bincount(X[cells[rows]].indices, minlength=counts.shape[1])
         kept_genes = genes & (in_cells >= settings.min_cells)
-        kept_cells = cells & (pattern @ kept_genes.astype(np.int32) >= settings.min_genes)
+        kept_cells = cells.copy()
+        for rows, X in _blocks(counts):
+            seen = np.concatenate([[0], np.cumsum(kept_genes[X.indices])])
+            kept_cells[rows] &= seen[X.indptr[1:]] - seen[X.indptr[:-1]] >= settings.min_genes
         if np.array_equal(kept_genes, genes) and np.array_equal(kept_cells, cells):
             return cells, genes
         cells, genes = kept_cells, kept_genes
 
 
-def _zero_share(X: sparse.csr_matrix) -> float:
-    return 1.0 - X.nnz / (X.shape[0] * X.shape[1])
-
-
 def _nothing_left(
-    adata: ad.AnnData, settings: QCSettings, cells: dict[str, int], genes: dict[str, int]
+    adata: ad.AnnData | StoredCounts, settings: QCSettings, cells: dict[str, int], genes: dict[str, int]
 ) -> BadInput:
     provenance = adata.uns.get("provenance", {})
     return BadInput(
         str(provenance.get("source", "counts")),
         "",
-        f"nothing is left of {adata.n_obs} cells and {adata.n_vars} genes: {cells['empty']} cells are empty, "
+        f"nothing is left of {adata.shape[0]} cells and {adata.shape[1]} genes: {cells['empty']} cells are empty, "
         f"{cells['few_genes']} have fewer than {settings.min_genes} genes, {cells['mitochondrial']} hold "
         f"more than {settings.max_mito:.0%} mitochondrial counts; {genes['few_cells']} genes are in fewer "
         f"than {settings.min_cells} kept cells",

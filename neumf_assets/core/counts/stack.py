@@ -8,10 +8,11 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
+from neumf_assets.core.counts.stored import StoredCounts
 from neumf_assets.core.errors import NeumfError
 
 
-def shared_genes(counts: Mapping[str, ad.AnnData]) -> list[str]:
+def shared_genes(counts: Mapping[str, ad.AnnData] | Mapping[str, StoredCounts]) -> list[str]:
     """Genes that every dataset has, in the order of the first.
 
     Raises
@@ -20,7 +21,7 @@ def shared_genes(counts: Mapping[str, ad.AnnData]) -> list[str]:
         If there is none.
     """
     first, *others = counts.values()
-    keep = np.ones(first.n_vars, dtype=bool)
+    keep = np.ones(len(first.var_names), dtype=bool)
     for data in others:
         keep &= first.var_names.isin(data.var_names)
     if not keep.any():

@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+from pandas.api.types import union_categoricals
 
 FILE = "counts.h5ad"
+CHUNK = 1 << 16
 
 
 def save_counts(adata: ad.AnnData, folder: str | Path) -> Path:
@@ -51,3 +56,82 @@ def load_counts(folder: str | Path, backed: bool = False) -> ad.AnnData:
         Leave ``X`` on disk and read parts of it as they are asked for.
     """
     return ad.read_h5ad(Path(folder) / FILE, backed="r" if backed else None)
+
+
+class CountsWriter:
+    """Writes an h5ad file of counts part by part, so that no more than a part is in memory.
+
+    Parameters
+    ----------
+    path
+        The file; it appears under its name only when all parts are in it.
+    compression
+        HDF5 filter of the matrix.
+    """
+
+    def __init__(self, path: str | Path, compression: str | None = "lzf") -> None:
+        self.path, self._compression = Path(path), compression
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._file = h5py.File(self._temporary, "w")
+        self._obs: list[pd.DataFrame] = []
+        self._first: ad.AnnData | None = None
+        self._lengths: list[np.ndarray] = []
+        self._entries = 0
+
+    def __enter__(self) -> CountsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None and self._first is not None:
+                self._finish(self._first)
+            self._file.close()
+            if kind is None and self._first is not None:
+                with self._temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                self._temporary.replace(self.path)
+        finally:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def add(self, part: ad.AnnData) -> None:
+        """Append cells; all parts have the same genes, and ``uns`` is that of the first."""
+        X = part.X
+        if self._first is None:
+            self._first = ad.AnnData(var=part.var, uns=dict(part.uns))
+            group = self._file.create_group("X")
+            for name, dtype in (("data", X.dtype), ("indices", np.dtype(np.int32))):
+                group.create_dataset(
+                    name, (0,), dtype, maxshape=(None,), chunks=(CHUNK,), compression=self._compression
+                )
+        elif part.n_vars != self._first.n_vars:
+            raise ValueError(f"a part with {part.n_vars} genes, after parts with {self._first.n_vars}")
+        for name, values in (("data", X.data), ("indices", X.indices)):
+            column = self._file["X"][name]
+            column.resize((self._entries + X.nnz,))
+            column[self._entries :] = values
+        self._entries += X.nnz
+        self._lengths.append(np.diff(X.indptr))
+        self._obs.append(part.obs)
+
+    def _finish(self, first: ad.AnnData) -> None:
+        indptr = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths), dtype=np.int64)])
+        group = self._file["X"]
+        if self._entries < 2**31:  # SciPy wants the type of the indices
+            indptr = indptr.astype(np.int32)
+        group.create_dataset("indptr", data=indptr)
+        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+        group.attrs["shape"] = (indptr.size - 1, first.n_vars)
+        for name in self._obs[0].columns:
+            if isinstance(self._obs[0][name].dtype, pd.CategoricalDtype):
+                same = union_categoricals([part[name] for part in self._obs])
+                offsets = np.cumsum([0, *map(len, self._obs)])
+                for part, start in zip(self._obs, offsets, strict=False):
+                    part[name] = same[start : start + len(part)]
+        whole = ad.AnnData(obs=pd.concat(self._obs), var=first.var, uns=dict(first.uns))
+        for name in ("obs", "var"):
+            ad.io.write_elem(self._file, name, getattr(whole, name))
+        ad.io.write_elem(self._file, "uns", dict(whole.uns))
+        for name in ("obsm", "varm", "obsp", "varp", "layers"):
+            ad.io.write_elem(self._file, name, {})
+        self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})

@@ -46,8 +46,7 @@ def validated(raw: RawMatrix, file: str, settings: ReadSettings) -> ad.AnnData:
     cells, genes = raw.X.shape
     if not cells or not genes:
         raise BadInput(file, "", f"holds {cells} cells and {genes} genes", "Export it again with both")
-    _check_cells(raw.cells, file)
-    _check_genes(raw.genes, file)
+    check_names_of(raw.cells, raw.genes, file)
     X = _tidy(raw.X)
     _refuse_entries(X, raw, file)
     if _is_whole(X.data):
@@ -70,6 +69,18 @@ def _unique(var: pd.DataFrame) -> pd.DataFrame:
     if not var.index.is_unique:
         var.index = ad.utils.make_index_unique(var.index)
     return var
+
+
+def check_names_of(cells: Names, genes: Names, file: str) -> None:
+    """Refuse cells and genes without a name, and cells with the same one.
+
+    Raises
+    ------
+    BadInput
+        Then.
+    """
+    _check_cells(cells, file)
+    _check_genes(genes, file)
 
 
 def _check_cells(names: Names, file: str) -> None:

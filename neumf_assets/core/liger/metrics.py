@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from neumf_assets.core.errors import NeumfError
+
+
+class Scaled(Protocol):
+    """A matrix of which some rows are looked at: in memory, sparse or not, or on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Cells × genes."""
+
+    def __getitem__(self, cells: Any, /) -> Any:
+        """Return some cells, given in ascending order."""
 
 
 def alignment(
@@ -57,7 +68,7 @@ def alignment(
 
 
 def agreement(
-    data: Sequence[sp.csr_matrix | NDArray[np.floating]],
+    data: Sequence[Scaled],
     aligned: Sequence[NDArray[np.floating]],
     *,
     k: int = 15,

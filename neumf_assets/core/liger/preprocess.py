@@ -76,13 +76,13 @@ def gene_statistics(matrix: Any, block_cells: int = 1000) -> GeneStatistics:
         if sp.issparse(block):
             check_values(block.data)
             totals[rows] = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
-            values = block.data * np.repeat(_inverse(totals[rows]), np.diff(block.indptr))
+            values = block.data * np.repeat(inverse(totals[rows]), np.diff(block.indptr))
             total += np.bincount(block.indices, values, minlength=n_genes)
             squares += np.bincount(block.indices, values**2, minlength=n_genes)
         else:
             check_values(block)
             totals[rows] = block.sum(axis=1, dtype=np.float64)
-            values = block * _inverse(totals[rows])[:, None]
+            values = block * inverse(totals[rows])[:, None]
             total += values.sum(axis=0)
             squares += np.einsum("cg,cg->g", values, values)
     return GeneStatistics(totals, total / max(n_cells, 1), squares / max(n_cells, 1))
@@ -151,11 +151,21 @@ def scale(matrix: sp.csr_matrix, statistics: GeneStatistics, genes: NDArray[np.i
     genes
         Positions of the genes to keep.
     """
-    scaled = sp.csr_matrix(matrix)[:, genes]
-    values = scaled.data.astype(np.float32)
-    values *= np.repeat(statistics.cell_factors, np.diff(scaled.indptr)).astype(np.float32)
-    values *= _inverse(statistics.rms[genes]).astype(np.float32)[scaled.indices]
-    return sp.csr_matrix((values, scaled.indices, scaled.indptr), shape=scaled.shape)
+    return scaled(
+        sp.csr_matrix(matrix)[:, genes],
+        statistics.cell_factors.astype(np.float32),
+        inverse(statistics.rms[genes]).astype(np.float32),
+    )
+
+
+def scaled(
+    counts: sp.csr_matrix, cell_factors: NDArray[np.float32], gene_factors: NDArray[np.float32]
+) -> sp.csr_matrix:
+    """Return counts times a factor for each cell and one for each gene; CSR, float32."""
+    values = counts.data.astype(np.float32)
+    values *= np.repeat(cell_factors, np.diff(counts.indptr))
+    values *= gene_factors[counts.indices]
+    return sp.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
 
 
 def scale_dense(
@@ -167,15 +177,15 @@ def scale_dense(
     device: str = "cpu",
 ) -> DenseMatrix:
     """Describe the scaled form of a dense matrix without reading it; blocks are scaled when used."""
-    inverse = _inverse(statistics.rms[genes])
+    per_gene = inverse(statistics.rms[genes])
     n_cells = statistics.n_cells
     return DenseMatrix(
         matrix,
         genes,
         statistics.cell_factors.astype(np.float32),
-        inverse.astype(np.float32),
-        float(n_cells * (statistics.mean[genes] * inverse).sum()),
-        float(n_cells * (statistics.square[genes] * inverse**2).sum()),
+        per_gene.astype(np.float32),
+        float(n_cells * (statistics.mean[genes] * per_gene).sum()),
+        float(n_cells * (statistics.square[genes] * per_gene**2).sum()),
         block_cells=block_cells,
         device=device,
     )
@@ -188,5 +198,6 @@ def _row_blocks(matrix: Any, block_cells: int) -> Iterator[tuple[slice, Any]]:
         yield rows, sp.csr_matrix(block) if sp.issparse(block) else np.asarray(block)
 
 
-def _inverse(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def inverse(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return one over each value; 0 for 0."""
     return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from neumf_assets.core.neumf.fused.tower import SparseTargets
 from neumf_assets.core.neumf.settings import NeuMFSettings
 
+WINDOW_CHUNKS = 32
 # cells and pairs: a GPU needs much work in a step, a CPU's caches and the number of steps want little
 LARGEST_BLOCK = {"cpu": (64, 1 << 19), "cuda": (512, 1 << 21)}
 
@@ -32,15 +33,17 @@ class SparseCounts:
 
     def __init__(self, counts: csr_matrix, device: torch.device) -> None:
         counts = counts.tocsr()
-        counts.sum_duplicates()
-        counts.eliminate_zeros()
+        if not counts.has_canonical_format or not counts.data.all():
+            counts = counts.copy()
+            counts.sum_duplicates()
+            counts.eliminate_zeros()
         self.n_cells, self.n_genes = counts.shape
         self.device = device
         self.observed = np.diff(counts.indptr)
         self.indptr = torch.as_tensor(counts.indptr[:-1].astype(np.int64), device=device)
         self.lengths = torch.as_tensor(self.observed.astype(np.int64), device=device)
-        self.indices = torch.as_tensor(counts.indices.astype(np.int32), device=device)
-        self.values = torch.as_tensor(counts.data.astype(np.float32), device=device)
+        self.indices = torch.as_tensor(counts.indices.astype(np.int32, copy=False), device=device)
+        self.values = torch.as_tensor(counts.data.astype(np.float32, copy=False), device=device)
 
     def entries(self, cells: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return row (position in ``cells``), gene and count of every observed entry of some cells.
@@ -143,10 +146,14 @@ class HeldOut:
 
     @classmethod
     def draw(
-        cls, counts: csr_matrix, dataset: NDArray[np.intp], settings: NeuMFSettings, device: torch.device
+        cls,
+        gene_totals: NDArray[np.float64],
+        dataset: NDArray[np.intp],
+        settings: NeuMFSettings,
+        device: torch.device,
     ) -> HeldOut | None:
         """Draw the held-out entries by ``settings.seed``; ``None`` where the settings ask for none."""
-        n_cells, n_genes = counts.shape
+        n_cells, n_genes = dataset.size, gene_totals.size
         if settings.validation_share == 0 or n_cells < 2 or n_genes < 2:
             return None
         rng = np.random.default_rng([settings.seed, 1])
@@ -157,13 +164,19 @@ class HeldOut:
             members = np.flatnonzero(dataset == d)
             chosen.append(rng.permutation(members)[: max(1, int(take * members.size))])
         cells = np.sort(np.concatenate(chosen))
-        order = np.append(np.argsort(np.asarray(counts.mean(axis=0)).ravel(), kind="stable"), n_genes)
+        order = np.append(np.argsort(gene_totals, kind="stable"), n_genes)
         first = np.arange(0, n_genes, stratum)
         position = np.minimum(first + rng.integers(stratum, size=(cells.size, first.size)), n_genes)
         genes = np.vstack([order[position], np.full(first.size, n_genes)])
         row = np.full(n_cells, cells.size)
         row[cells] = np.arange(cells.size)
         return cls(cells, torch.as_tensor(genes, device=device), torch.as_tensor(row, device=device), n_genes)
+
+    def among(self, cells: NDArray[np.intp]) -> HeldOut:
+        """Return the held-out entries of some cells (ascending), which are counted from 0 then."""
+        inside = np.isin(cells, self.cells, assume_unique=True)
+        row = self.row[torch.as_tensor(cells, device=self.row.device)]
+        return HeldOut(np.flatnonzero(inside), self.genes, row, self.n_genes)
 
     def mask(self, cells: Tensor, genes: Tensor | None) -> Tensor:
         """Return 1 for entries to train on and 0 for held-out ones, ``[len(cells), genes]``."""
@@ -203,12 +216,15 @@ class Plan:
         Number of genes.
     block_cells, block_genes
         Largest block.
+    window_cells
+        Cells that are shuffled together.
     """
 
     members: list[NDArray[np.intp]]
     n_genes: int
     block_cells: int
     block_genes: int
+    window_cells: int
 
     @classmethod
     def of(
@@ -222,28 +238,78 @@ class Plan:
         by_cells = settings.block_cells or min(
             int(np.clip(dataset.size // 40, 16, cells)), max(1, pairs // by_genes)
         )
-        return cls(members, n_genes, by_cells, by_genes)
+        return cls(members, n_genes, by_cells, by_genes, settings.window_cells)
+
+    def epoch(self, seed: tuple[int, ...]) -> Epoch:
+        """Return the order of an epoch, which visits every entry once in blocks drawn by ``seed``.
+
+        Where there are more cells than a window holds, chunks of consecutive cells are put together to windows
+        by chance, and cells are shuffled within their window, so that a window can be read from disk in a few
+        pieces. The order is the same wherever the cells lie.
+        """
+        rng = np.random.default_rng(seed)
+        windows = []
+        for members in self._windows(rng):
+            parts = []
+            for d, own in enumerate(members):
+                number = max(math.ceil(own.size / self.block_cells), 1)
+                parts += [(d, part) for part in np.array_split(rng.permutation(own), number) if part.size]
+            windows.append([parts[i] for i in rng.permutation(len(parts))])
+        return Epoch(windows, self.n_genes, math.ceil(self.n_genes / self.block_genes), rng)
+
+    def _windows(self, rng: np.random.Generator) -> Iterator[list[NDArray[np.intp]]]:
+        """Yield the cells of each dataset in each window, ascending."""
+        if sum(own.size for own in self.members) <= self.window_cells:
+            yield self.members
+            return
+        size = max(1, self.window_cells // WINDOW_CHUNKS)
+        chunks = [
+            (d, own[start : start + size])
+            for d, own in enumerate(self.members)
+            for start in range(0, own.size, size)
+        ]
+        order = rng.permutation(len(chunks))
+        for first in range(0, len(chunks), WINDOW_CHUNKS):
+            window = [chunks[i] for i in np.sort(order[first : first + WINDOW_CHUNKS])]
+            yield [
+                np.concatenate([np.zeros(0, np.intp), *(cells for owner, cells in window if owner == d)])
+                for d in range(len(self.members))
+            ]
+
+
+@dataclass
+class Epoch:
+    """The order of one epoch: windows of blocks of cells, each block with its dataset.
+
+    Parameters
+    ----------
+    windows
+        (dataset, cells) of every block of every window.
+    n_genes, gene_blocks
+        Number of genes, and of the blocks that they are cut into for every block of cells.
+    rng
+        Draws the blocks of genes.
+    """
+
+    windows: list[list[tuple[int, NDArray[np.intp]]]]
+    n_genes: int
+    gene_blocks: int
+    rng: np.random.Generator
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Number of blocks that make up all entries."""
-        by_genes = math.ceil(self.n_genes / self.block_genes)
-        return by_genes * sum(math.ceil(cells.size / self.block_cells) for cells in self.members)
+    def n_steps(self) -> int:
+        """Number of steps."""
+        return self.gene_blocks * sum(len(window) for window in self.windows)
 
-    def epoch(self, seed: tuple[int, ...]) -> Iterator[Step]:
-        """Yield every entry once, in blocks drawn and ordered by ``seed``."""
-        rng = np.random.default_rng(seed)
-        steps = []
-        for d, members in enumerate(self.members):
-            parts = math.ceil(members.size / self.block_cells)
-            steps += [
-                (d, part) for part in np.array_split(rng.permutation(members), max(parts, 1)) if part.size
-            ]
-        blocks = math.ceil(self.n_genes / self.block_genes)
-        for i in rng.permutation(len(steps)):
-            d, cells = steps[i]
-            if blocks == 1:
+    def steps(self, window: int) -> Iterator[Step]:
+        """Yield the steps of a window; windows are asked for in their order, each once."""
+        for d, cells in self.windows[window]:
+            if self.gene_blocks == 1:
                 yield Step(d, cells, None)
                 continue
-            for genes in np.array_split(rng.permutation(self.n_genes), blocks):
+            for genes in np.array_split(self.rng.permutation(self.n_genes), self.gene_blocks):
                 yield Step(d, cells, genes)
+
+    def cells(self, window: int) -> NDArray[np.intp]:
+        """Return the cells of a window, ascending."""
+        return np.sort(np.concatenate([cells for _, cells in self.windows[window]]))

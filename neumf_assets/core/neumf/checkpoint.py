@@ -34,13 +34,18 @@ def data_hash(counts: csr_matrix) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(settings: NeuMFSettings, counts: csr_matrix, dataset: NDArray[np.intp], device: str) -> str:
-    """Return what a checkpoint must agree in with the training that wants to continue from it."""
+def fingerprint(
+    settings: NeuMFSettings, counts: csr_matrix | str, dataset: NDArray[np.intp], device: str
+) -> str:
+    """Return what a checkpoint must agree in with the training that wants to continue from it.
+
+    ``counts`` are the matrix or its hash.
+    """
     text = json.dumps(
         [
             FORMAT,
             settings.model_dump(mode="json", exclude=WITHOUT_EFFECT),
-            data_hash(counts),
+            counts if isinstance(counts, str) else data_hash(counts),
             hashlib.sha256(np.ascontiguousarray(dataset, dtype=np.int64).data).hexdigest(),
             device,
             torch.__version__,
@@ -93,13 +98,14 @@ class Checkpoint:
             setattr(state, name, value)
         return True
 
+    def due(self, now: bool) -> bool:
+        """Tell whether the last write is long enough ago, or must not be waited for."""
+        return now or time.monotonic() - self._written >= self.seconds
+
     def write(self, stage: int, state: State, now: bool = False) -> None:
         """Write the state of a stage if the last write is long enough ago, or ``now``."""
-        if self.folder is not None and (now or self._due()):
+        if self.folder is not None and self.due(now):
             self._write(self._file(stage), state)
-
-    def _due(self) -> bool:
-        return time.monotonic() - self._written >= self.seconds
 
     def _write(self, path: Path, state: State) -> None:
         tensors = _tensors(state) | {f"best.{name}": value for name, value in state.best.items()}

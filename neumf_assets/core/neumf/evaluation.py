@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.special import xlogy
 
+from neumf_assets.core.counts.stored import StackedCounts
 from neumf_assets.core.neumf import baselines
 from neumf_assets.core.neumf.baselines import Block, FitPredict
 from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
@@ -276,7 +277,7 @@ def _last_ndcg(scores: dict[str, RankingScores]) -> float:
 
 
 def evaluate_neumf(
-    counts: csr_matrix,
+    counts: csr_matrix | StackedCounts,
     settings: NeuMFSettings,
     evaluation: EvaluationSettings | None = None,
     *,
@@ -290,7 +291,7 @@ def evaluate_neumf(
     Parameters
     ----------
     counts
-        Raw counts of one dataset, cells x genes.
+        Raw counts of one dataset, cells x genes; of counts on disk only the cells that are judged are read.
     settings
         The model, as the pipeline trains it; only the number of genes (and epochs) follow ``evaluation``.
     evaluation
@@ -314,14 +315,14 @@ def evaluate_neumf(
         Where the counts are not whole numbers.
     """
     wanted = evaluation or EvaluationSettings()
-    counts, genes = _judged_part(counts.tocsr(), settings, wanted)
+    drawn, genes = _judged_part(counts, settings, wanted)
     names = np.asarray(gene_names if gene_names is not None else np.arange(counts.shape[1]), np.str_)[genes]
-    whole = thin(counts, wanted.train_share, wanted.seed)
+    whole = thin(drawn, wanted.train_share, wanted.seed)
     judged = _Judged(
-        counts=counts[:, genes],
+        counts=drawn[:, genes],
         split=Thinned(whole.train[:, genes], whole.test[:, genes], wanted.train_share),
         train_factors=size_factors(whole.train).astype(np.float64),
-        factors=size_factors(counts).astype(np.float64),
+        factors=size_factors(drawn).astype(np.float64),
     )
     left = _left_out(judged, wanted)
     task = (
@@ -351,15 +352,20 @@ class _Judged:
 
 
 def _judged_part(
-    counts: csr_matrix, settings: NeuMFSettings, wanted: EvaluationSettings
+    counts: csr_matrix | StackedCounts, settings: NeuMFSettings, wanted: EvaluationSettings
 ) -> tuple[csr_matrix, NDArray[np.intp]]:
     """Return the counts of the cells that are judged, and the positions of the genes."""
     n_cells = counts.shape[0]
+    cells = np.arange(n_cells)
     if wanted.max_cells is not None and wanted.max_cells < n_cells:
         chosen = np.random.default_rng([wanted.seed, n_cells]).permutation(n_cells)[: wanted.max_cells]
-        counts = counts[np.sort(chosen)]
+        cells = np.sort(chosen)
+    if isinstance(counts, StackedCounts):
+        drawn = counts.take(cells)
+    else:
+        drawn = counts.tocsr() if cells.size == n_cells else counts.tocsr()[cells]
     n_genes = settings.n_genes if wanted.n_genes is None else wanted.n_genes
-    return counts, select_genes(counts, np.zeros(counts.shape[0], np.intp), n_genes)
+    return drawn, select_genes(drawn, np.zeros(cells.size, np.intp), n_genes)
 
 
 def _left_out(judged: _Judged, wanted: EvaluationSettings) -> LeftOut | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -25,15 +25,41 @@ from neumf_assets.core.neumf.settings import NeuMFSettings
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 BLOCK_PAIRS = 262_144
+BLOCK_ENTRIES = 1 << 22
+SAFETENSORS_TYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 Part = Literal["gmf", "mlp", "both"]
 Cells = slice | NDArray[np.intp] | list[int]
 
 
-def provenance(counts: csr_matrix, settings: NeuMFSettings, device: str) -> dict[str, str | int | float]:
-    """Return what a result must carry to be repeated: versions, seed, hash of the data, device."""
+def provenance(
+    counts: csr_matrix | str, settings: NeuMFSettings, device: str
+) -> dict[str, str | int | float]:
+    """Return what a result must carry to be repeated: versions, seed, hash of the data (or its matrix), device."""
     versions = {f"{name}_version": version(name) for name in ("torch", "numpy", "scipy", "neumf-assets")}
-    return {**versions, "seed": settings.seed, "device": device, "data_sha256": data_hash(counts)}
+    sha256 = counts if isinstance(counts, str) else data_hash(counts)
+    return {**versions, "seed": settings.seed, "device": device, "data_sha256": sha256}
+
+
+def write_tensors(tensors: Tables, path: Path) -> None:
+    """Write a safetensors file a block at a time; the library's own function copies all tensors first."""
+    header, offset = {}, 0
+    for name, value in tensors.items():
+        size = value.numel() * value.element_size()
+        header[name] = {
+            "dtype": SAFETENSORS_TYPES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    described = json.dumps(header).encode()
+    described += b" " * (-len(described) % 8)
+    with path.open("wb") as file:
+        file.write(len(described).to_bytes(8, "little") + described)
+        for value in tensors.values():
+            flat = value.reshape(-1)
+            for start in range(0, flat.numel(), BLOCK_ENTRIES):
+                file.write(flat[start : start + BLOCK_ENTRIES].cpu().numpy().tobytes())
 
 
 @dataclass
@@ -98,7 +124,7 @@ class NeuMFModel:
             "gene_positions": torch.as_tensor(self.gene_positions),
         }
         unfinished = folder / f".{WEIGHTS}"
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, unfinished)
+        write_tensors(tensors, unfinished)
         publish(unfinished, folder / WEIGHTS)
         described = {
             "settings": self.settings.model_dump(mode="json"),
@@ -241,33 +267,39 @@ class NeuMFModel:
     def predict_blocks(
         self,
         block_cells: int | None = None,
+        genes: NDArray[np.intp] | None = None,
         *,
         corrected: bool = False,
         scale: Literal["counts", "normalised"] = "counts",
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield the whole prediction as (rows, block), at most ``block_cells`` cells at a time."""
-        n_cells, n_genes = self.shape
+        """Yield the prediction for all cells as (rows, block), at most ``block_cells`` cells at a time."""
+        n_cells, n_genes = self.shape[0], self.shape[1] if genes is None else max(genes.size, 1)
         step = block_cells or max(1, BLOCK_PAIRS // n_genes)
         for start in range(0, n_cells, step):
             rows = slice(start, min(start + step, n_cells))
-            yield rows, self.predict(rows, corrected=corrected, scale=scale)
+            yield rows, self.predict(rows, genes, corrected=corrected, scale=scale)
 
     def write_dense(
         self,
         folder: Path,
         dtype: DTypeLike = np.float32,
         *,
+        genes: NDArray[np.intp] | None = None,
         corrected: bool = False,
         scale: Literal["counts", "normalised"] = "counts",
     ) -> None:
-        """Stream the whole prediction to an AnnData-Zarr store, one block of rows in memory at a time."""
+        """Stream the prediction to an AnnData-Zarr store, one block of rows in memory at a time.
+
+        ``genes`` are positions in the model's genes; all by default.
+        """
         from neumf_assets.core.neumf import (
             dense,
         )  # anndata and pandas take a second that training can do without
 
-        rows = dense.rows_per_chunk(self.shape[1])
-        blocks = self.predict_blocks(rows, corrected=corrected, scale=scale)
-        dense.write_blocks(folder, blocks, self.cell_names, self.gene_names, chunk_cells=rows, dtype=dtype)
+        names = self.gene_names if genes is None else self.gene_names[genes]
+        rows = dense.rows_per_chunk(names.size)
+        blocks = self.predict_blocks(rows, genes, corrected=corrected, scale=scale)
+        dense.write_blocks(folder, blocks, self.cell_names, names, chunk_cells=rows, dtype=dtype)
 
     def top_genes(self, cell: int | str, k: int = 10) -> list[tuple[str, float]]:
         """Return the ``k`` genes of a cell (name or position) with the highest prediction, best first."""

@@ -16,6 +16,7 @@ block, and the GMF part is a matrix product.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +26,9 @@ from torch.nn.functional import batch_norm, dropout, linear
 from neumf_assets.core.neumf.fused.library import MAX_DEPTH
 from neumf_assets.core.neumf.fused.tower import Precision, available, best_precision, fused_block_forward
 from neumf_assets.core.neumf.settings import NeuMFSettings
+
+DRAWN_CELLS = 1 << 16
+"""Cells whose starting values are drawn at once; changing it changes the values that a seed stands for."""
 
 Tables = dict[str, Tensor]
 
@@ -121,7 +125,12 @@ class Layout:
 
 
 def initial_tables(
-    layout: Layout, n_cells: int, gene_bias: Tensor, generator: torch.Generator, output_scale: float = 1.0
+    layout: Layout,
+    n_cells: int,
+    gene_bias: Tensor,
+    generator: torch.Generator,
+    output_scale: float = 1.0,
+    keep: Callable[[Iterator[Tensor]], Tensor] | None = None,
 ) -> Tables:
     """Draw starting values on the CPU: embeddings N(0, 0.1), layers He-uniform, biases from the data.
 
@@ -138,10 +147,12 @@ def initial_tables(
         Seeded CPU generator.
     output_scale
         Scale of the MLP's output weights.
+    keep
+        Takes the cells' values in parts and returns their table; puts them together by default.
     """
     n_datasets, n_genes = gene_bias.shape
-    cells = 0.1 * torch.randn(n_cells, layout.size + 1, generator=generator)
-    cells[:, -1] = 0
+    drawn = _drawn_cells(layout, n_cells, generator)
+    cells = keep(drawn) if keep else torch.cat(list(drawn))
     genes = 0.1 * torch.randn(n_genes, layout.gene_columns, generator=generator)
     if layout.dispersion == "gene":
         genes[:, -1] = 0
@@ -159,6 +170,13 @@ def initial_tables(
             bound = math.sqrt(6.0 / fan_in)
             part.copy_(bound * (2 * torch.rand(part.shape, generator=generator) - 1))
     return {"cells": cells, "genes": genes, "shifts": shifts, "tower": tower}
+
+
+def _drawn_cells(layout: Layout, n_cells: int, generator: torch.Generator) -> Iterator[Tensor]:
+    for start in range(0, n_cells, DRAWN_CELLS):
+        cells = 0.1 * torch.randn(min(DRAWN_CELLS, n_cells - start), layout.size + 1, generator=generator)
+        cells[:, -1] = 0
+        yield cells
 
 
 def initial_statistics(layout: Layout) -> Tables:

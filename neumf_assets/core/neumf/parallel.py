@@ -151,7 +151,7 @@ class PartCheckpoint(Checkpoint):
 
     def write(self, stage: int, state: State, now: bool = False) -> None:
         """Write this worker's part if the first worker finds it time to, or ``now``; all do or none does."""
-        wanted = now or (self.group.rank == 0 and self._due())
+        wanted = now or (self.group.rank == 0 and self.due(False))
         if not self.group.sum(float(wanted))[0]:
             return
         self._write(self._part(stage, state.epoch), state)

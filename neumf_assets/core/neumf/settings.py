@@ -178,6 +178,14 @@ class NeuMFSettings(Settings):
         le=1_000_000,
         description="Genes of a block (null: all, the fastest; blocks of more genes have fewer cells).",
     )
+    window_cells: int = Field(
+        default=65_536,
+        ge=32,
+        le=100_000_000,
+        description="Cells that are shuffled together. Of more cells, 32 chunks of consecutive ones, drawn anew "
+        "in every epoch, make a window, so that training can read them from disk; the order is the same in "
+        "memory.",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="Arithmetic of the tower; auto: bfloat16 where the hardware multiplies it faster.",
@@ -235,6 +243,21 @@ class NeuMFSettings(Settings):
         if self.objective == "bpr" and self.pairs == "full":
             raise ValueError("objective: bpr compares drawn pairs: set pairs to sampled")
         return self
+
+
+class DenseSettings(Settings):
+    """The dense matrix that a model predicts."""
+
+    dtype: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="Type of the entries on disk; float16 halves the size, with three significant digits and "
+        "at most 65,504.",
+    )
+    genes: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Predict these genes only, as far as the model knows them (null: all that it knows).",
+    )
 
 
 def notebook_preset() -> NeuMFSettings:

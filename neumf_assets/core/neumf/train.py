@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,11 +23,20 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from neumf_assets.core.errors import BadSettings
-from neumf_assets.core.neumf.batches import HeldOut, Plan, SparseCounts, Step
+from neumf_assets.core.neumf.batches import Epoch, HeldOut, Plan, SparseCounts, Step
 from neumf_assets.core.neumf.checkpoint import Checkpoint, fingerprint
 from neumf_assets.core.neumf.dimensions import FEWEST, significant_axes
 from neumf_assets.core.neumf.fused.tower import fused_block_loss
-from neumf_assets.core.neumf.genes import median_total, select_genes, size_factors
+from neumf_assets.core.neumf.genes import (
+    Part,
+    RowSource,
+    cell_totals,
+    factors_of,
+    gene_totals,
+    median_of,
+    members_of,
+    select_genes,
+)
 from neumf_assets.core.neumf.model import NeuMFModel, provenance
 from neumf_assets.core.neumf.network import (
     Block,
@@ -47,6 +57,8 @@ from neumf_assets.core.progress import Progress, silent
 FINAL_RATE = 0.01
 VALIDATION_PAIRS = 262_144
 FUSION_SCALE = 0.1
+GMF_SIZE_CELLS = 20_000
+"""The number of significant axes is found on a sample of so many cells."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +158,14 @@ def fit(
     counts = counts.tocsr()
     dataset = np.zeros(counts.shape[0], np.intp) if dataset is None else np.asarray(dataset, np.intp)
     names = dataset_names or [f"dataset {d}" for d in range(int(dataset.max(initial=0)) + 1)]
-    _check(counts, gene_names, cell_names, dataset, names)
-    genes = select_genes(counts, dataset, settings.n_genes)
-    factors = size_factors(counts) if settings.size_factors else np.ones(counts.shape[0], np.float32)
-    used = counts[:, genes]
-    settings = with_gmf_size(settings, used, dataset)
+    check_values(counts.data)
+    totals = cell_totals(counts)
+    check_observed(totals)
+    check_labels(counts.shape, gene_names, cell_names, dataset, names)
+    genes = select_genes(counts, dataset, settings.n_genes, totals)
+    factors = factors_of(totals) if settings.size_factors else np.ones(counts.shape[0], np.float32)
+    used = counts if genes.size == counts.shape[1] else counts[:, genes]
+    settings = with_gmf_size(settings, used.__getitem__, dataset)
     with torch_session(settings):
         data = prepare(used, factors, dataset, settings, torch.device(device))
         key = fingerprint(settings, used, dataset, device)
@@ -164,7 +179,7 @@ def fit(
         log_size=data.log_size,
         dataset=dataset,
         dataset_names=list(names),
-        median_total=median_total(counts),
+        median_total=median_of(totals),
         cell_names=np.asarray(cell_names, dtype=np.str_),
         gene_names=np.asarray(gene_names, dtype=np.str_)[genes],
         gene_positions=genes,
@@ -176,35 +191,73 @@ def fit(
     return model
 
 
-def with_gmf_size(settings: NeuMFSettings, counts: csr_matrix, dataset: NDArray[np.intp]) -> NeuMFSettings:
-    """Return the settings with ``gmf_size`` found from the counts where it is not set."""
+def with_gmf_size(
+    settings: NeuMFSettings, take: Callable[[NDArray[np.intp]], csr_matrix], dataset: NDArray[np.intp]
+) -> NeuMFSettings:
+    """Return the settings with ``gmf_size`` found from the counts where it is not set.
+
+    ``take`` returns the counts of some cells, given in ascending order.
+    """
     if settings.gmf_size is not None:
         return settings
-    found = significant_axes(counts, dataset) if settings.kind != "mlp" else FEWEST
+    if settings.kind == "mlp":
+        return settings.model_copy(update={"gmf_size": FEWEST})
+    cells = np.arange(dataset.size)
+    if cells.size > GMF_SIZE_CELLS:
+        drawn = np.random.default_rng([settings.seed, 4]).permutation(cells)[:GMF_SIZE_CELLS]
+        cells = np.sort(drawn)
+    found = significant_axes(take(cells), dataset[cells])
     return settings.model_copy(update={"gmf_size": max(found, FEWEST)})
 
 
-def _check(
-    counts: csr_matrix,
+def check_values(values: NDArray[np.generic]) -> None:
+    """Refuse counts that are negative or not finite.
+
+    Raises
+    ------
+    BadSettings
+        Where there are some.
+    """
+    if values.size and (values.min() < 0 or not np.isfinite(values).all()):
+        raise BadSettings("counts: a negative or non-finite entry; give raw counts")
+
+
+def check_labels(
+    shape: tuple[int, int],
     gene_names: NDArray[np.str_] | list[str],
     cell_names: NDArray[np.str_] | list[str],
     dataset: NDArray[np.intp],
     dataset_names: list[str],
 ) -> None:
-    if counts.nnz == 0:
-        raise BadSettings("counts: nothing was observed; give at least one cell with one count")
-    if counts.data.min() < 0 or not np.isfinite(counts.data).all():
-        raise BadSettings("counts: a negative or non-finite entry; give raw counts")
-    if len(cell_names) != counts.shape[0] or len(gene_names) != counts.shape[1]:
+    """Refuse names and datasets that don't belong to the counts.
+
+    Raises
+    ------
+    BadSettings
+        Where lengths differ, or dataset indices leave one out.
+    """
+    if len(cell_names) != shape[0] or len(gene_names) != shape[1]:
         raise BadSettings(
-            f"names: {len(cell_names)} cells and {len(gene_names)} genes are named, counts are {counts.shape}"
+            f"names: {len(cell_names)} cells and {len(gene_names)} genes are named, counts are {shape}"
         )
-    if dataset.shape != (counts.shape[0],):
-        raise BadSettings(f"dataset: {dataset.shape} indices for {counts.shape[0]} cells")
+    if dataset.shape != (shape[0],):
+        raise BadSettings(f"dataset: {dataset.shape} indices for {shape[0]} cells")
     if not np.array_equal(np.unique(dataset), np.arange(len(dataset_names))):
         raise BadSettings(
             f"dataset: indices must run from 0 to {len(dataset_names) - 1}, each with at least one cell"
         )
+
+
+def check_observed(totals: NDArray[np.float64]) -> None:
+    """Refuse counts of which none is above zero.
+
+    Raises
+    ------
+    BadSettings
+        Then.
+    """
+    if not totals.any():
+        raise BadSettings("counts: nothing was observed; give at least one cell with one count")
 
 
 @contextmanager
@@ -233,28 +286,45 @@ def prepare(
     device: torch.device,
 ) -> Data:
     """Bring the counts to the device, draw the held-out entries and compute the genes' starting biases."""
-    held_out = HeldOut.draw(counts, dataset, settings, device)
-    bias = np.stack(
-        [_mean_score(counts[dataset == d], factors[dataset == d], settings) for d in np.unique(dataset)]
-    )
+    return describe(counts, factors, dataset, settings, device, SparseCounts(counts, device))
+
+
+def describe(
+    counts: csr_matrix | RowSource,
+    factors: NDArray[np.float32],
+    dataset: NDArray[np.intp],
+    settings: NeuMFSettings,
+    device: torch.device,
+    trained: SparseCounts,
+) -> Data:
+    """Return what training needs to know besides the counts ``trained``, from ``counts`` read in blocks."""
+    observed = settings.objective == "bce"
+    parts = [Part(counts, own) for own in members_of(dataset)]
+    totals = [gene_totals(part, observed=observed) for part in parts]
+    bias = [
+        _mean_score(total, factors[part.cells], settings) for total, part in zip(totals, parts, strict=True)
+    ]
+    whole = np.sum([gene_totals(part) for part in parts] if observed else totals, axis=0)
     return Data(
         settings=settings,
-        counts=SparseCounts(counts, device),
+        counts=trained,
         log_size=torch.as_tensor(np.log(factors), device=device),
         dataset=dataset,
-        held_out=held_out,
-        gene_bias=torch.as_tensor(bias, dtype=torch.float32),
+        held_out=HeldOut.draw(whole, dataset, settings, device),
+        gene_bias=torch.as_tensor(np.stack(bias), dtype=torch.float32),
         device=device,
     )
 
 
 def _mean_score(
-    counts: csr_matrix, factors: NDArray[np.float32], settings: NeuMFSettings
+    total: NDArray[np.float64], factors: NDArray[np.float32], settings: NeuMFSettings
 ) -> NDArray[np.float64]:
-    """Return each gene's score at which the model predicts its mean (or its share of cells, for ``bce``)."""
-    total = np.asarray(counts.sum(axis=0), np.float64).ravel()
+    """Return each gene's score at which the model predicts its mean (or its share of cells, for ``bce``).
+
+    ``total`` is the gene's sum, for ``bce`` the number of its cells.
+    """
     if settings.objective == "bce":
-        share = (np.asarray((counts > 0).sum(axis=0), np.float64).ravel() + 0.5) / (counts.shape[0] + 1)
+        share = (total + 0.5) / (factors.size + 1)
         return np.log(share / (1 - share))
     if settings.objective == "bpr" or settings.link == "exp":
         return np.log((total + 0.1) / factors.sum())
@@ -262,24 +332,44 @@ def _mean_score(
     return mean if settings.link == "identity" else mean + np.log(-np.expm1(-mean))
 
 
-def train_stages(data: Data, progress: Progress, checkpoint: Checkpoint) -> State:
-    """Train the branches first where the settings ask for it, then the model itself."""
+class Cells(Protocol):
+    """Where the cells' embeddings are while they are trained."""
+
+    def keep(self, kind: str, drawn: Iterator[Tensor]) -> Tensor:
+        """Take the starting values of a stage; return the table that the state holds."""
+
+    def fuse(self, put: Callable[[Tensor, Mapping[str, Tensor]], None], kinds: tuple[str, ...]) -> None:
+        """Have trained branches' embeddings put into those of the stage that starts."""
+
+    def stepper(self, data: Data, state: State, frozen: frozenset[str]) -> Stepper:
+        """Return what makes the steps of a stage."""
+
+
+def train_stages(
+    data: Data, progress: Progress, checkpoint: Checkpoint, elsewhere: Cells | None = None
+) -> State:
+    """Train the branches first where the settings ask for it, then the model itself.
+
+    The cells' embeddings are in the state, or ``elsewhere``.
+    """
     settings = data.settings
     branches: dict[str, list[str]] = {"none": [], "gmf": ["gmf"], "both": ["gmf", "mlp"]}
     kinds = [*(branches[settings.pretrain] if settings.kind == "neumf" else []), settings.kind]
     trained: dict[str, State] = {}
     for number, kind in enumerate(kinds):
         final = number == len(kinds) - 1
-        state = initial_state(data, kind, number, trained)
+        state = initial_state(data, kind, number, trained, elsewhere)
         epochs = settings.pretrain_epochs if not final else settings.epochs
         if final and trained:
             epochs = settings.fusion_epochs
-        run_stage(data, state, kind, number, epochs, progress, checkpoint)
+        run_stage(data, state, kind, number, epochs, progress, checkpoint, elsewhere=elsewhere)
         trained[kind] = state
     return trained[settings.kind]
 
 
-def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) -> State:
+def initial_state(
+    data: Data, kind: str, stage: int, trained: dict[str, State], elsewhere: Cells | None = None
+) -> State:
     """Return the state a stage starts from: drawn by seed, with what earlier stages learnt put in."""
     settings = data.settings
     layout = Layout.of(settings, data.n_datasets, kind)
@@ -290,11 +380,12 @@ def initial_state(data: Data, kind: str, stage: int, trained: dict[str, State]) 
         data.gene_bias,
         generator,
         output_scale=FUSION_SCALE if settings.pretrain == "gmf" and kind == "neumf" else 1.0,
+        keep=partial(elsewhere.keep, kind) if elsewhere else None,
     )
     tables["cells"] = data.workers.own_rows(tables["cells"])
     tables = {name: table.to(data.device) for name, table in tables.items()}
     if kind == "neumf" and trained:
-        _fuse(layout, tables, trained, settings.alpha)
+        _fuse(layout, tables, trained, settings.alpha, elsewhere)
     history = list(trained.values())[-1].history if trained else []
     source = trained["mlp"].statistics if "mlp" in trained else initial_statistics(layout)
     statistics = {name: value.clone().to(data.device) for name, value in source.items()}
@@ -311,17 +402,27 @@ def new_state(
     return State(layout, tables, statistics, {n: RowAdam(t) for n, t in rows.items()}, history=list(history))
 
 
-def _fuse(layout: Layout, tables: Tables, trained: dict[str, State], alpha: float) -> None:
+def _fuse(
+    layout: Layout, tables: Tables, trained: dict[str, State], alpha: float, elsewhere: Cells | None
+) -> None:
     """Put the trained branches together (He et al. 2017, section 3.4.1)."""
     shares = {"gmf": alpha, "mlp": 1 - alpha} if "mlp" in trained else {"gmf": 1.0}
     span = {kind: slice(layout.span(kind).start, layout.span(kind).stop) for kind in shares}
     tower = layout.split_tower(tables["tower"])
     tables["shifts"][..., -1] = 0
+
+    def put_cells(cells: Tensor, sources: Mapping[str, Tensor]) -> None:
+        for kind, share in shares.items():
+            cells[:, span[kind]] = sources[kind][:, : trained[kind].layout.size]
+            cells[:, -1] += share * sources[kind][:, -1]
+
+    if elsewhere:
+        elsewhere.fuse(put_cells, tuple(shares))
+    else:
+        put_cells(tables["cells"], {kind: trained[kind].tables["cells"] for kind in shares})
     for kind, share in shares.items():
         source = trained[kind].tables
         size = trained[kind].layout.size
-        tables["cells"][:, span[kind]] = source["cells"][:, :size]
-        tables["cells"][:, -1] += share * source["cells"][:, -1]
         tables["genes"][:, span[kind]] = source["genes"][:, :size]
         if layout.dispersion == "gene":
             tables["genes"][:, -1] += share * (source["genes"][:, -1] - tables["genes"][:, -1])
@@ -344,6 +445,7 @@ def run_stage(
     progress: Progress,
     checkpoint: Checkpoint,
     frozen: frozenset[str] = frozenset(),
+    elsewhere: Cells | None = None,
 ) -> None:
     """Train ``state`` for ``epochs``, from the checkpoint of this stage where there is one.
 
@@ -365,27 +467,31 @@ def run_stage(
         Where to continue from and to write to.
     frozen
         Tables that must not change.
+    elsewhere
+        Where the cells' embeddings are, if not in the state.
     """
     settings = data.settings
     checkpoint.restore(stage, state)
     plan = Plan.of(data.all_cells, data.counts.n_genes, settings, data.device)
-    stepper = Stepper(data, state, frozen)
+    stepper = elsewhere.stepper(data, state, frozen) if elsewhere else Stepper(data, state, frozen)
     with torch_threads(stepper.operation_threads):
         while state.epoch < epochs and not _stalled(state, settings):
-            shares = _rate_shares(settings, state.epoch, epochs, plan.steps_per_epoch)
-            row = _run_epoch(stepper, plan, stage, shares)
+            order = plan.epoch((settings.seed, 2, stage, state.epoch))
+            shares = _rate_shares(settings, state.epoch, epochs, order.n_steps)
+            row = _run_epoch(stepper, order, stage, shares)
             state.epoch += 1
             row |= {"stage": kind, "epoch": state.epoch, "learning_rate": shares[-1] * settings.learning_rate}
-            _record(state, row, stepper.validation_loss(), settings.patience is not None)
+            if _record(state, row, stepper.validation_loss(), settings.patience is not None):
+                stepper.keep_best()
             progress(f"train {kind}", state.epoch, epochs, **_figures(row))
             checkpoint.write(stage, state)
     if kind != settings.kind:
         checkpoint.write(stage, state, now=True)
-    for name, table in state.best.items():
-        (state.tables | state.statistics)[name].copy_(table)
+    if state.best:
+        stepper.return_to_best()
 
 
-def _run_epoch(stepper: Stepper, plan: Plan, stage: int, shares: list[float]) -> dict[str, float | str]:
+def _run_epoch(stepper: Stepper, order: Epoch, stage: int, shares: list[float]) -> dict[str, float | str]:
     """Make all steps of an epoch; return its mean loss per entry, seconds and rate."""
     data, epoch, begin = stepper.data, stepper.state.epoch, time.perf_counter()
     seed = data.settings.seed
@@ -393,10 +499,13 @@ def _run_epoch(stepper: Stepper, plan: Plan, stage: int, shares: list[float]) ->
     generator = torch.Generator(data.device).manual_seed(drawn)
     torch.manual_seed(drawn)
     total, pairs = torch.zeros((), dtype=torch.float64, device=data.device), 0
-    for step, share in zip(plan.epoch((seed, 2, stage, epoch)), shares, strict=True):
-        loss, size = stepper(step, share, generator)
-        total += loss
-        pairs += size
+    remaining = iter(shares)
+    for window in range(len(order.windows)):
+        with stepper.window(order, window):
+            for step in order.steps(window):
+                loss, size = stepper(step, next(remaining), generator)
+                total += loss
+                pairs += size
     loss_sum, pairs_sum = data.workers.sum(float(total), pairs)
     mean_loss = loss_sum / max(pairs_sum, 1)
     seconds = time.perf_counter() - begin
@@ -423,14 +532,15 @@ def _rate_shares(settings: NeuMFSettings, epoch: int, epochs: int, steps: int) -
     return [float(share) for share in shape * rise]
 
 
-def _record(state: State, row: dict[str, float | str], validation: float | None, keep_best: bool) -> None:
+def _record(state: State, row: dict[str, float | str], validation: float | None, patience: bool) -> bool:
+    """Add a row to the curves; tell whether the epoch was the best so far and must be kept."""
+    better = validation is not None and validation < state.best_loss
     if validation is not None:
         row["validation_loss"] = validation
-        if validation < state.best_loss:
+        if better:
             state.best_loss, state.best_epoch = validation, state.epoch
-            if keep_best:
-                state.best = {n: t.clone() for n, t in (state.tables | state.statistics).items()}
     state.history.append(row)
+    return better and patience
 
 
 def _figures(row: dict[str, float | str]) -> dict[str, float]:
@@ -465,6 +575,7 @@ class Stepper:
         self.fused = self._fused()
         self.training = "tower" not in frozen  # a frozen tower neither drops units nor renews its statistics
         self.members = np.bincount(data.all_cells, minlength=data.n_datasets)
+        self.n_cells = data.all_cells.size
         self.decay = self._decay()
         self.rates = self._column_rates()
 
@@ -476,6 +587,21 @@ class Stepper:
         """
         light = self.data.device.type == "cpu" and (self.fused or not self.state.layout.mlp)
         return 1 if light else torch.get_num_threads()
+
+    @contextmanager
+    def window(self, order: Epoch, number: int) -> Iterator[None]:
+        """Have the cells of a window of an epoch at hand in the body; here all cells always are."""
+        yield
+
+    def keep_best(self) -> None:
+        """Remember the parameters as those of the best epoch."""
+        state = self.state
+        state.best = {n: t.clone() for n, t in (state.tables | state.statistics).items()}
+
+    def return_to_best(self) -> None:
+        """Put the parameters of the best epoch back."""
+        for name, table in self.state.best.items():
+            (self.state.tables | self.state.statistics)[name].copy_(table)
 
     def __call__(self, step: Step, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
         """Make one step; return the summed loss (detached) and the number of pairs it was summed over.
@@ -647,7 +773,7 @@ class Stepper:
         pairs: float,
     ) -> None:
         share_genes = 1.0 if step.genes is None else step.genes.size / self.data.counts.n_genes
-        share_cells = step.cells.size / self.data.all_cells.size
+        share_cells = step.cells.size / self.n_cells
         share = {
             "cells": share_genes,
             "genes": share_cells,

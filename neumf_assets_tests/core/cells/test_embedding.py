@@ -34,6 +34,22 @@ def test_umap_uses_the_given_neighbours() -> None:
     assert KNeighborsClassifier(5).fit(layout, data.labels).score(layout, data.labels) > 0.95
 
 
+def test_umap_of_a_sample_places_the_other_cells_among_their_own_kind() -> None:
+    data = blobs(per_type=400)
+    neighbours = find_neighbours(data.embedding, 19)
+    chosen = UmapSettings(sample=1000)
+    layout = umap_embed(data.embedding, neighbours, chosen)
+    assert layout.shape == (1600, 2)
+    assert np.isfinite(layout).all()
+    np.testing.assert_array_equal(layout, umap_embed(data.embedding, neighbours, chosen))
+    drawn = np.random.default_rng(0).choice(1600, 1000, replace=False)
+    rest = np.setdiff1d(np.arange(1600), drawn)
+    judge = KNeighborsClassifier(5).fit(layout[drawn], data.labels[drawn])
+    assert judge.score(layout[rest], data.labels[rest]) > 0.99
+    whole = umap_embed(data.embedding, neighbours, UmapSettings(sample=1600))
+    np.testing.assert_array_equal(whole, umap_embed(data.embedding, neighbours))
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 8])
 def test_umap_of_few_cells_is_finite(n: int) -> None:
     points = noise(n).embedding

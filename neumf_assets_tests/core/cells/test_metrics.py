@@ -320,3 +320,12 @@ def test_settings_reach_the_scores() -> None:
         data.embedding, clusters, None, data.dataset, neighbours, MetricsSettings(mixing_neighbors=3)
     )
     assert scores.same_batch_neighbours == same_batch_share(neighbours, codes, 3)
+
+
+def test_lisi_of_few_known_neighbours_is_that_of_a_sample() -> None:
+    data = blobs(per_type=100)
+    arguments = data.embedding, pd.DataFrame({"leiden": data.labels}), data.labels, data.dataset
+    known = find_neighbours(data.embedding, 90)
+    whole = score_embedding(*arguments, known, MetricsSettings())
+    sampled = score_embedding(*arguments, known.nearest(20), MetricsSettings())
+    assert (sampled.ilisi, sampled.clisi) == (whole.ilisi, whole.clisi)  # fewer cells than the sample holds

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neumf_assets.core.cells import neighbours
 from neumf_assets.core.cells.neighbours import (
     cell_graph,
     find_cross_neighbours,
@@ -118,3 +119,26 @@ def test_one_search_serves_every_use() -> None:
     )
     assert needed == 49
     assert neighbours_needed(ClusterSettings(), UmapSettings(), MetricsSettings()) == 90
+
+
+def test_the_graph_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    near = find_neighbours(noise(300).embedding, 19)
+    whole = cell_graph(near)
+    monkeypatch.setattr(neighbours, "_ROWS_AT_ONCE", 7)
+    again = find_neighbours(noise(300).embedding, 19)
+    np.testing.assert_array_equal(near.indices, again.indices)
+    np.testing.assert_array_equal(near.distances, again.distances)
+    assert (cell_graph(again) != whole).nnz == 0
+
+
+def test_neighbours_of_some_cells_are_those_of_all() -> None:
+    points, cells = noise(200).embedding, np.array([3, 50, 199])
+    some, every = neighbours.find_neighbours_of(cells, points, 20), find_neighbours(points, 20)
+    np.testing.assert_array_equal(some.indices, every.indices[cells])
+    np.testing.assert_array_equal(some.distances, every.distances[cells])
+
+
+def test_many_cells_need_no_neighbours_for_lisi() -> None:
+    chosen = ClusterSettings(exact_up_to=100), UmapSettings(), MetricsSettings()
+    assert neighbours_needed(*chosen, 100) == 90
+    assert neighbours_needed(*chosen, 101) == 20

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -11,8 +13,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import sparse
 
-from neumf_assets.core.counts.qc import filter_counts
+from neumf_assets.core.counts import qc
+from neumf_assets.core.counts.qc import filter_counts, judge
 from neumf_assets.core.counts.settings import QCSettings
+from neumf_assets.core.counts.simulate import simulate_study
+from neumf_assets.core.counts.simulate_settings import SimulatedDatasetSettings, SimulatorSettings
+from neumf_assets.core.counts.store import load_counts, save_counts
+from neumf_assets.core.counts.stored import StoredCounts
 from neumf_assets.core.errors import BadInput
 
 
@@ -98,3 +105,31 @@ def test_both_limits_hold_and_the_kept_part_is_the_largest(
 def test_settings_outside_their_range(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         QCSettings.model_validate(bad)
+
+
+@pytest.mark.parametrize("block", [3, 8192])
+def test_counts_on_disk_are_filtered_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(qc, "BLOCK_CELLS", block)
+    (study,) = simulate_study(
+        SimulatorSettings(
+            datasets=(SimulatedDatasetSettings(name="a", cells=200),), genes=400, target_zero_share=0.9
+        )
+    ).values()
+    limits = QCSettings(min_genes=30, min_cells=5, max_mito=0.2)
+    kept, report = filter_counts(study.counts, limits)
+    assert 0 < kept.n_obs < 200
+    save_counts(study.counts, tmp_path / "raw")
+    with StoredCounts(tmp_path / "raw") as stored:
+        verdict = judge(stored, limits)
+        verdict.write(stored, tmp_path / "kept")
+    again = load_counts(tmp_path / "kept")
+    assert (again.X != kept.X).nnz == 0
+    pd.testing.assert_frame_equal(again.obs, kept.obs)
+    pd.testing.assert_frame_equal(again.var, kept.var)
+    assert verdict.nonzero == kept.X.nnz
+    assert verdict.total_counts == kept.X.sum()
+    assert verdict.report.cells_dropped == report.cells_dropped
+    assert verdict.report.genes_dropped == report.genes_dropped
+    np.testing.assert_array_equal(verdict.report.mito_share, report.mito_share)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from neumf_assets.core.counts.readers import read_counts
 from neumf_assets.core.counts.settings import ReadSettings
-from neumf_assets.core.counts.store import load_counts, save_counts
+from neumf_assets.core.counts.store import CountsWriter, load_counts, save_counts
 from neumf_assets_tests.core.counts import files
 from neumf_assets_tests.core.counts.files import Case
 from neumf_assets_tests.core.counts.test_formats import cases
@@ -64,3 +64,24 @@ def test_a_failed_write_leaves_the_previous_version(tmp_path: Path) -> None:
         save_counts(adata, tmp_path / "stored")
     assert target.read_bytes() == before
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_counts_written_in_parts_are_those_written_at_once(tmp_path: Path) -> None:
+    adata = read_counts(files.csv_genes_by_cells(tmp_path, files.SMALL))
+    adata.obs["type"] = pd.Categorical(["T", *[None] * (adata.n_obs - 2), "B"])
+    with CountsWriter(tmp_path / "counts.h5ad") as writer:
+        for cell in range(adata.n_obs):
+            writer.add(adata[cell : cell + 1].copy())  # each part knows its own categories only
+    stored = load_counts(tmp_path)
+    assert stored.X.indptr.dtype == stored.X.indices.dtype
+    assert stored.obs["type"].astype(object).equals(adata.obs["type"].astype(object))
+    del stored.obs["type"], adata.obs["type"]
+    assert_equal(stored, adata)
+
+
+def test_a_part_with_other_genes_leaves_no_file(tmp_path: Path) -> None:
+    adata = read_counts(files.csv_genes_by_cells(tmp_path, files.SMALL))
+    with pytest.raises(ValueError, match="genes"), CountsWriter(tmp_path / "parts.h5ad") as writer:
+        writer.add(adata)
+        writer.add(adata[:, :1].copy())
+    assert not [path.name for path in tmp_path.iterdir() if "parts" in path.name]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from neumf_assets.core.neumf.batches import HeldOut, Plan, SparseCounts
+from neumf_assets.core.neumf.batches import Epoch, HeldOut, Plan, SparseCounts, Step
 from neumf_assets.core.neumf.settings import NeuMFSettings
 
 CPU = torch.device("cpu")
@@ -55,7 +57,7 @@ def test_every_zero_is_drawn_alike() -> None:
 
 
 def held_out(counts: np.ndarray, dataset: np.ndarray, **changes: object) -> HeldOut:
-    drawn = HeldOut.draw(csr_matrix(counts), dataset, NeuMFSettings(**changes), CPU)
+    drawn = HeldOut.draw(counts.sum(axis=0), dataset, NeuMFSettings(**changes), CPU)
     assert drawn is not None
     return drawn
 
@@ -86,7 +88,7 @@ def test_mask_and_single_pairs_agree() -> None:
 
 def test_no_validation_where_none_is_asked_for() -> None:
     chosen = NeuMFSettings(validation_share=0.0)
-    assert HeldOut.draw(csr_matrix(sparse(0, 5, 5)), np.zeros(5, int), chosen, CPU) is None
+    assert HeldOut.draw(sparse(0, 5, 5).sum(axis=0), np.zeros(5, int), chosen, CPU) is None
 
 
 @settings(deadline=None, max_examples=30)
@@ -96,27 +98,50 @@ def test_no_validation_where_none_is_asked_for() -> None:
     st.integers(1, 12),
     st.integers(1, 12),
     st.integers(1, 3),
+    st.integers(32, 64),
     st.integers(0, 99),
 )
 def test_an_epoch_has_every_entry_once(
-    cells: int, genes: int, block_cells: int, block_genes: int, n_datasets: int, seed: int
+    cells: int, genes: int, block_cells: int, block_genes: int, n_datasets: int, window_cells: int, seed: int
 ) -> None:
     dataset = np.random.default_rng(seed).permutation(np.arange(cells) % min(n_datasets, cells))
-    chosen = NeuMFSettings(block_cells=block_cells, block_genes=block_genes)
-    plan = Plan.of(dataset, genes, chosen, CPU)
+    chosen = NeuMFSettings(block_cells=block_cells, block_genes=block_genes, window_cells=window_cells)
+    order = Plan.of(dataset, genes, chosen, CPU).epoch((seed,))
     seen = np.zeros((cells, genes), int)
-    steps = list(plan.epoch((seed,)))
+    steps = list(steps_of(order))
     for step in steps:
         assert (dataset[step.cells] == step.dataset).all()
         assert step.cells.size <= block_cells
         columns = np.arange(genes) if step.genes is None else step.genes
         seen[np.ix_(step.cells, columns)] += 1
     assert (seen == 1).all()
-    assert len(steps) == plan.steps_per_epoch
+    assert len(steps) == order.n_steps
+    assert all(order.cells(window).size <= window_cells for window in range(len(order.windows)))
+
+
+def steps_of(order: Epoch) -> Iterator[Step]:
+    for window in range(len(order.windows)):
+        yield from order.steps(window)
+
+
+def test_a_window_is_a_few_chunks_of_consecutive_cells_shuffled() -> None:
+    plan = Plan.of(np.repeat([0, 1], [3000, 2000]), 10, NeuMFSettings(block_cells=16, window_cells=1024), CPU)
+    order = plan.epoch((1,))
+    assert len(order.windows) == 5
+    for window in range(5):
+        cells = order.cells(window)
+        assert 1 + (np.diff(cells) > 1).sum() <= 32
+        assert cells[-1] - cells[0] > 1024  # chunks come from all over
+        visited = np.concatenate([step.cells for step in order.steps(window)])
+        assert (np.diff(visited) == 1).mean() < 0.1
+    again = plan.epoch((2,))
+    assert not np.array_equal(order.cells(0), again.cells(0))
 
 
 def test_the_order_differs_between_epochs_and_repeats_by_seed() -> None:
     plan = Plan.of(np.zeros(100, int), 10, NeuMFSettings(block_cells=10), CPU)
-    first, again, other = (np.concatenate([s.cells for s in plan.epoch(seed)]) for seed in ((1,), (1,), (2,)))
+    first, again, other = (
+        np.concatenate([s.cells for s in steps_of(plan.epoch(seed))]) for seed in ((1,), (1,), (2,))
+    )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,8 @@ from pydantic import ValidationError
 from scipy.sparse import csr_matrix
 from sklearn.metrics import mean_poisson_deviance, mean_squared_error
 
+from neumf_assets.core.counts.store import save_counts
+from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
 from neumf_assets.core.neumf import baselines
 from neumf_assets.core.neumf.evaluation import (
     Calibration,
@@ -33,6 +36,8 @@ from neumf_assets.core.neumf.genes import select_genes, size_factors
 from neumf_assets.core.neumf.ranking import RankingScores
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.thinning import thin
+from neumf_assets_tests.core.neumf.problems import changed
+from neumf_assets_tests.core.neumf.problems import low_rank as small
 
 SEED_DATA = Path(__file__).parents[4] / "shared" / "data" / "kang_seed" / "ctrl.csv.gz"
 SMALL = NeuMFSettings(
@@ -265,3 +270,13 @@ def test_real_counts_give_the_known_deviance_of_nmf(control: csr_matrix) -> None
     normalised = heldout(baselines.kl_nmf, control, 0, on="normalised")
     assert normalised == pytest.approx(0.1834, abs=0.0008)
     assert heldout(baselines.kl_nmf, control, 0) < normalised - 0.001
+
+
+def test_counts_on_disk_are_judged_alike(tmp_path: Path) -> None:
+    counts, _, _ = small(cells=90, genes=30)
+    names = [f"g{i}" for i in range(30)]
+    save_counts(ad.AnnData(counts, var=pd.DataFrame(index=names)), tmp_path)
+    chosen = EvaluationSettings(max_cells=60, n_genes=20, baselines=("gene_mean",), epochs=2)
+    with StoredCounts(tmp_path) as stored:
+        on_disk = evaluate_neumf(StackedCounts.of({"a": stored}), changed(), chosen, gene_names=names)
+    assert on_disk.heldout_deviance == evaluate_neumf(counts, changed(), chosen).heldout_deviance

@@ -119,3 +119,14 @@ def test_a_branch_that_is_missing_is_refused() -> None:
     counts, _, _ = low_rank(cells=30)
     with pytest.raises(BadSettings, match="no mlp branch"):
         train(counts, changed(kind="gmf", epochs=1)).cell_embedding("mlp")
+
+
+def test_some_genes_are_written_in_half_precision(tmp_path: Path) -> None:
+    counts, _, _ = low_rank(cells=30, genes=20)
+    model, genes = train(counts), np.array([2, 3, 11])
+    model.write_dense(tmp_path / "dense.zarr", np.float16, genes=genes)
+    matrix, cells, names = open_dense(tmp_path / "dense.zarr")
+    assert matrix.dtype == np.float16
+    np.testing.assert_array_equal(cells, model.cell_names)
+    np.testing.assert_array_equal(names, model.gene_names[genes])
+    np.testing.assert_allclose(matrix[:], model.predict()[:, genes], rtol=1e-3)

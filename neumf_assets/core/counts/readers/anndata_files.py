@@ -49,17 +49,32 @@ def read_anndata(store: Any, given: str, layer: str | None, format_name: str) ->
     BadInput
         When the matrix is missing or contradicts its names.
     """
+    place, raw = described(store, given, layer, format_name=format_name)
+    raw.X = _matrix(store[place], given, place)
+    check_names(raw.cells, raw.X.shape[0], "cells", given)
+    check_names(raw.genes, raw.X.shape[1], "genes", given)
+    return raw
+
+
+def described(store: Any, given: str, layer: str | None, *, format_name: str = "") -> tuple[str, RawMatrix]:
+    """Return where the matrix lies in an AnnData store, and all that is known of it but its entries.
+
+    Raises
+    ------
+    BadInput
+        When it is missing.
+    """
     place, genes_place = _places(store, given, layer)
     obs, var = _frame(store, "obs", given), _frame(store, genes_place, given)
-    matrix = _matrix(store[place], given, place)
     notes: dict[str, str | int | float] = {"orientation": "cells_by_genes", "layer": layer or "X"}
     if whole := _whole_numbers_elsewhere(store, place):
         notes["whole_numbers_in"] = whole
     identifiers = [name for name in ("gene_ids", "gene_id", "ensembl_id") if name in var.columns]
-    return RawMatrix(
-        X=matrix,
-        cells=check_names(obs.index.astype(str), matrix.shape[0], "cells", given),
-        genes=check_names(_gene_names(var), matrix.shape[1], "genes", given),
+    names = _gene_names(var)
+    return place, RawMatrix(
+        X=sparse.csr_matrix((len(obs), len(var)), dtype=np.int32),
+        cells=check_names(obs.index.astype(str), len(obs), "cells", given),
+        genes=check_names(names, len(var), "genes", given),
         format=format_name,
         gene_ids=var[identifiers[0]].astype(str).to_numpy(dtype=object) if identifiers else None,
         obs=obs,
@@ -137,18 +152,33 @@ def _gene_names(var: pd.DataFrame) -> Any:
 def _matrix(element: Any, given: str, place: str) -> sparse.csr_matrix:
     if hasattr(element, "ndim"):
         return dense_to_csr(element, given, place)
-    encoding = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
-    shape = element.attrs.get("shape", element.attrs.get("h5sparse_shape", ()))
-    layout = str(encoding).removesuffix("_matrix")
-    if layout not in ("csr", "csc") or len(shape) != 2:
-        raise BadInput(
-            given, place, f"is no matrix that can be read ({encoding!r})", "Save it as CSR or dense"
-        )
-    rows, columns = (int(size) for size in shape)
+    layout, (rows, columns) = layout_of(element), shape_of(element, given, place)
     vectors = [read_vector(element[name], given, f"{place}/{name}") for name in ("data", "indices", "indptr")]
     major, minor = (rows, columns) if layout == "csr" else (columns, rows)
     compressed = sparse_from_arrays(vectors[0], vectors[1], vectors[2], major, minor, given, place)
     return compressed if layout == "csr" else compressed.T.tocsr()
+
+
+def layout_of(element: Any) -> str:
+    """Return ``csr``, ``csc``, ``dense``, or what else an element says that it is."""
+    if hasattr(element, "ndim"):
+        return "dense"
+    encoding = element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", ""))
+    return str(encoding).removesuffix("_matrix")
+
+
+def shape_of(element: Any, given: str, place: str) -> tuple[int, int]:
+    """Return cells and genes of a sparse element.
+
+    Raises
+    ------
+    BadInput
+        When it is no sparse matrix.
+    """
+    shape, layout = element.attrs.get("shape", element.attrs.get("h5sparse_shape", ())), layout_of(element)
+    if layout not in ("csr", "csc") or len(shape) != 2:
+        raise BadInput(given, place, f"is no matrix that can be read ({layout!r})", "Save it as CSR or dense")
+    return int(shape[0]), int(shape[1])
 
 
 def _whole_numbers_elsewhere(store: Any, place: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -144,23 +145,39 @@ def _matrix(path: Path, file: str) -> sparse.coo_matrix:
     blocks = line_blocks(path, file)
     first = next(blocks, b"")
     header = _header(first, file)
-    parts = [np.empty((0, 3))]
-    line = header.lines
+    rows, columns, values = ([np.empty(0, kind)] for kind in (np.int32, np.int32, np.float64))
+    found = 0
     for block in chain([first[header.length :]], blocks):
         if block:
             plain = _plain_entries(block, header)
-            parts.append(_entries(block, header, line, file) if plain is None else plain)
-            line += len(parts[-1])
-    entries = np.concatenate(parts)
-    if len(entries) != header.entries:
+            entries = _entries(block, header, header.lines + found, file) if plain is None else plain
+            # 12 bytes an entry from here on, or 16, not 24
+            rows.append(entries[:, 0].astype(np.int32) - 1)
+            columns.append(entries[:, 1].astype(np.int32) - 1)
+            values.append(_compact(entries[:, 2]))
+            found += len(entries)
+    if found != header.entries:
         raise BadInput(
             file,
             "",
-            f"promises {header.entries} entries, but holds {len(entries)}",
+            f"promises {header.entries} entries, but holds {found}",
             "It was cut short: " + _AGAIN,
         )
-    rows, columns = (entries[:, axis].astype(np.int32) - 1 for axis in (0, 1))
-    return sparse.coo_matrix((entries[:, 2], (rows, columns)), shape=(header.rows, header.columns))
+    positions = (_joined(rows), _joined(columns))
+    return sparse.coo_matrix((_joined(values), positions), shape=(header.rows, header.columns))
+
+
+def _compact(values: NDArray[np.float64]) -> NDArray[np.float64] | NDArray[np.float32]:
+    """Give values as float32 where that holds them exactly, as it does all counts below 2²⁴."""
+    small = values.astype(np.float32)
+    return small if np.array_equal(small, values) else values.copy()
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Concatenate parts and let them go."""
+    whole = np.concatenate([part for part in parts if part.size] or parts)
+    parts.clear()
+    return whole
 
 
 def _header(block: bytes, file: str) -> _Header:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import polars as pl
 
 from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels
@@ -15,8 +19,10 @@ from neumf_assets.core.counts.readers.delimited import read_delimited
 from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
 from neumf_assets.core.counts.readers.market import read_market
 from neumf_assets.core.counts.readers.matrix import RawMatrix
+from neumf_assets.core.counts.readers.parts import Stored, store_in_parts, too_large
 from neumf_assets.core.counts.readers.source import Source, fetched
 from neumf_assets.core.counts.settings import ReadSettings
+from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.validate import HINT, validated
 from neumf_assets.core.errors import BadInput
 
@@ -65,26 +71,95 @@ def read_counts(
     begin = time.perf_counter()
     with fetched(source, name, labels, settings.sha256) as files:
         table = read_labels(files.labels, files.labels_given) if files.labels else None
-        raw = _read(files, settings, table)
-        adata = validated(raw, files.given, settings)
-        adata.obs = cell_labels(
-            raw.cells, raw.obs, table, settings.label_columns, files.given, files.labels_given
-        )
-        adata.uns["provenance"] = {
-            "source": files.given,
-            "name": files.name,
-            "sha256": files.sha256,
-            "bytes": files.bytes,
-            "format": raw.format,
-            "cells": adata.n_obs,
-            "genes": adata.n_vars,
-            "gene_names_made_unique": int((adata.var_names != adata.var["original_name"]).sum()),
-            "labels": files.labels_given,
-            **{key: note for key, note in raw.notes.items() if key != HINT},
-        }
+        adata = _whole(files, settings, table)
     adata = _limited(adata, settings)
     adata.uns["provenance"]["read_seconds"] = time.perf_counter() - begin
     return adata
+
+
+def store_counts(
+    source: str | Path,
+    folder: Path,
+    settings: ReadSettings | None = None,
+    *,
+    name: str | None = None,
+    labels: str | Path | None = None,
+) -> Stored:
+    """Read the counts of one dataset and store them in a folder, in parts where they exceed the memory budget.
+
+    Parameters
+    ----------
+    source, settings, name, labels
+        As :func:`read_counts`.
+    folder
+        Where :func:`~neumf_assets.core.counts.store.load_counts` finds them.
+
+    Raises
+    ------
+    BadInput
+        When the file cannot be used; nothing has been written then.
+    """
+    settings = settings or ReadSettings()
+    begin = time.perf_counter()
+    with fetched(source, name, labels, settings.sha256) as files:
+        table = read_labels(files.labels, files.labels_given) if files.labels else None
+        with _parted(files, settings) as (store, format_name):
+            if store is not None:
+
+                def finish(raw: RawMatrix) -> tuple[pd.DataFrame, dict[str, Any]]:
+                    provenance = _provenance(files, raw)
+                    provenance["read_seconds"] = time.perf_counter() - begin
+                    return _labels_of(files, settings, raw, table), provenance
+
+                return store_in_parts(store, files.given, settings, format_name, folder, finish)
+        adata = _limited(_whole(files, settings, table), settings)
+    adata.uns["provenance"]["read_seconds"] = time.perf_counter() - begin
+    save_counts(adata, folder)
+    return Stored(adata.shape, adata.X.nnz, float(adata.X.sum()), dict(adata.uns["provenance"]))
+
+
+@contextmanager
+def _parted(files: Source, settings: ReadSettings) -> Iterator[tuple[Any, str]]:
+    """Open an AnnData store that has to be read in parts; None for everything else."""
+    with ExitStack() as stack:
+        store, name = None, ""
+        if files.triple is None and files.path.is_dir():
+            store, name = stack.enter_context(opened_zarr(files.path, files.given)), "AnnData-Zarr"
+        elif files.triple is None and _is_hdf5(files.path):
+            file = stack.enter_context(opened(files.path, files.given))
+            store, name = (file, "h5ad") if kind_of(file) == "h5ad" else (None, "")
+        if store is not None and not too_large(store, files.given, settings):
+            store = None
+        yield store, name
+
+
+def _whole(files: Source, settings: ReadSettings, table: pl.DataFrame | None) -> ad.AnnData:
+    raw = _read(files, settings, table)
+    adata = validated(raw, files.given, settings)
+    adata.obs = _labels_of(files, settings, raw, table)
+    adata.uns["provenance"] = _provenance(files, raw)
+    return adata
+
+
+def _labels_of(
+    files: Source, settings: ReadSettings, raw: RawMatrix, table: pl.DataFrame | None
+) -> pd.DataFrame:
+    return cell_labels(raw.cells, raw.obs, table, settings.label_columns, files.given, files.labels_given)
+
+
+def _provenance(files: Source, raw: RawMatrix) -> dict[str, Any]:
+    return {
+        "source": files.given,
+        "name": files.name,
+        "sha256": files.sha256,
+        "bytes": files.bytes,
+        "format": raw.format,
+        "cells": len(raw.cells),
+        "genes": len(raw.genes),
+        "gene_names_made_unique": int(pd.Index(raw.genes).duplicated().sum()),
+        "labels": files.labels_given,
+        **{key: note for key, note in raw.notes.items() if key != HINT},
+    }
 
 
 def _read(files: Source, settings: ReadSettings, labels: pl.DataFrame | None) -> RawMatrix:
@@ -93,12 +168,15 @@ def _read(files: Source, settings: ReadSettings, labels: pl.DataFrame | None) ->
     if files.path.is_dir():
         with opened_zarr(files.path, files.given) as store:
             return read_anndata(store, files.given, settings.layer, "AnnData-Zarr")
-    with files.path.open("rb") as head:
-        is_hdf5 = head.read(len(_HDF5_MAGIC)) == _HDF5_MAGIC
-    if is_hdf5 or files.path.name.lower().endswith(_HDF5):
+    if _is_hdf5(files.path):
         return _read_hdf5(files, settings)
     labelled = np.asarray(labels[CELL].to_list(), dtype=object) if labels is not None else None
     return read_delimited(files.path, files.given, settings.orientation, labelled)
+
+
+def _is_hdf5(path: Path) -> bool:
+    with path.open("rb") as head:
+        return head.read(len(_HDF5_MAGIC)) == _HDF5_MAGIC or path.name.lower().endswith(_HDF5)
 
 
 def _read_hdf5(files: Source, settings: ReadSettings) -> RawMatrix:

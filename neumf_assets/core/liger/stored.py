@@ -1,0 +1,90 @@
+"""LIGER's scaled counts of a dataset that stays on disk: read, normalised and scaled when they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from neumf_assets.core import memory
+from neumf_assets.core.counts.stored import StackedCounts
+from neumf_assets.core.liger.chain import factorise
+from neumf_assets.core.liger.inmf import INMFResult
+from neumf_assets.core.liger.matrices import ChunkedMatrix
+from neumf_assets.core.liger.online import online_inmf
+from neumf_assets.core.liger.preprocess import GeneStatistics, inverse, scaled
+from neumf_assets.core.liger.settings import LigerSettings
+from neumf_assets.core.progress import Progress, silent
+
+PIECE_CELLS = 256
+BYTES_PER_ENTRY = 44
+"""Peak memory for each non-zero in memory: counts, scaled counts, and these by rows and by columns."""
+
+
+class StoredScaled:
+    """The scaled counts of one dataset over LIGER's genes, on disk.
+
+    Parameters
+    ----------
+    counts
+        The dataset with those genes.
+    statistics
+        Of all genes of the same cells.
+    columns
+        Positions of those genes among all.
+    """
+
+    def __init__(self, counts: StackedCounts, statistics: GeneStatistics, columns: NDArray[np.intp]) -> None:
+        self.counts, self.shape = counts, counts.shape
+        self._cells = statistics.cell_factors.astype(np.float32)
+        self._genes = inverse(statistics.rms[columns]).astype(np.float32)
+
+    def __getitem__(self, cells: NDArray[np.intp]) -> sp.csr_matrix:
+        """Return some cells, given in ascending order."""
+        return scaled(self.counts.take(cells), self._cells[cells], self._genes)
+
+    def whole(self) -> sp.csr_matrix:
+        """Return all cells."""
+        return scaled(self.counts.rows(0, self.shape[0]), self._cells, self._genes)
+
+    def batches(self, batch_cells: int, device: str) -> tuple[ChunkedMatrix, NDArray[np.intp]]:
+        """Return mini-batches for online learning, and the cells in their order.
+
+        Each is a mixture: pieces of consecutive cells from all over the dataset, so that few reads suffice.
+        """
+        order = batch_pieces(self.shape[0], batch_cells)
+
+        def chunks() -> Iterator[sp.csr_matrix]:
+            return (self[cells] for cells in order)
+
+        return ChunkedMatrix(chunks, device), np.concatenate(order)
+
+
+def factorise_stored(
+    datasets: Sequence[StoredScaled],
+    settings: LigerSettings,
+    *,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> INMFResult:
+    """Factorise datasets on disk: in memory where they fit into the budget, else online, batch by batch."""
+    needed = BYTES_PER_ENTRY * sum(data.counts.nnz for data in datasets)
+    cells = sum(data.shape[0] for data in datasets)
+    online = f"it learns online, from batches of {settings.batch_cells} cells that are read from disk"
+    if not memory.exceeds(needed, f"Integrative factorisation of {cells} cells", online):
+        return factorise([data.whole() for data in datasets], settings, device=device, progress=progress)
+    matrices, orders = zip(*(data.batches(settings.batch_cells, device) for data in datasets), strict=True)
+    result = online_inmf(matrices, settings, device=device, progress=progress)
+    H = [h[np.argsort(order)] for h, order in zip(result.H, orders, strict=True)]
+    return replace(result, H=H)
+
+
+def batch_pieces(n_cells: int, batch_cells: int) -> list[NDArray[np.intp]]:
+    """Return the cells of each mini-batch, ascending: every so-manyth piece of consecutive cells."""
+    number = max(1, -(-n_cells // batch_cells))
+    piece = max(1, min(PIECE_CELLS, batch_cells // 8))
+    owner = np.arange(n_cells) // piece % number
+    return [np.flatnonzero(owner == batch) for batch in range(number)]

@@ -1,0 +1,68 @@
+"""The memory budget: sizes, the environment, and what is said when it is exceeded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from neumf_assets.core import memory
+from neumf_assets.core.errors import BadSettings
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("12GiB", 12 << 30),
+        ("12g", 12 << 30),
+        (" 1.5 GiB ", 3 << 29),
+        ("800MB", 800_000_000),
+        ("512 MiB", 512 << 20),
+        ("2T", 2 << 40),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert memory.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1GiB", "12 GiBs", "1e9", "GiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(BadSettings, match="no size of memory"):
+        memory.parse_size(text)
+
+
+def test_the_environment_sets_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEUMF_MEMORY", "12GiB")
+    assert memory.budget() == 12 << 30
+    monkeypatch.setenv("NEUMF_MEMORY", "12 apples")
+    with pytest.raises(BadSettings, match="NEUMF_MEMORY"):
+        memory.budget()
+    monkeypatch.setenv("NEUMF_MEMORY", "10MiB")
+    with pytest.raises(BadSettings, match="at least 256MiB"):
+        memory.budget()
+
+
+def test_without_a_setting_it_is_half_of_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("NEUMF_MEMORY", raising=False)
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_CGROUP", limit)
+    limit.write_text(str(1 << 30))
+    assert memory.budget() == 1 << 29
+    limit.write_text("max")
+    assert memory.budget() == memory.available() // 2 > 1 << 29
+
+
+def test_a_working_set_above_the_budget_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NEUMF_MEMORY", "1GiB")
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        assert not memory.exceeds(1 << 30, "training", "streaming")
+        assert not caplog.records
+        assert memory.exceeds((1 << 30) + 1, "training", "cells are read from disk")
+    assert "training would take about 1.0 GiB" in caplog.text
+    assert "cells are read from disk" in caplog.text
