@@ -33,7 +33,12 @@ def with_overrides(study: StudySettings, config: Mapping[str, Any] | None) -> St
         return study
     values = study.model_dump(mode="json")
     for section, overrides in config.items():
-        values[section] = {**values[section], **overrides}
+        own = values[section]
+        if "preset" in own and overrides.get("preset", own["preset"]) != own["preset"]:
+            # the form fills in every setting: only those that differ were chosen beside the other preset
+            values[section] = {key: value for key, value in overrides.items() if value != own[key]}
+        else:
+            values[section] = {**own, **overrides}
     try:
         return StudySettings.model_validate(values)
     except ValidationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dagster._core.definitions.utils import is_valid_owner
@@ -173,8 +173,23 @@ class StudySettings(Settings):
                 raise ValueError(f"{owner!r} is neither an e-mail address nor team:NAME")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_own_defaults(cls, values: Any) -> Any:
+        """Lay a section that is given in part over the study's default for it, not over its class's."""
+        if not isinstance(values, dict):
+            return values
+        laid = dict(values)
+        for name, given in values.items():
+            field = cls.model_fields.get(name)
+            if field is not None and isinstance(field.default, Settings) and isinstance(given, dict):
+                laid[name] = {**field.default.model_dump(exclude_unset=True), **given}
+        return laid
+
     @model_validator(mode="after")
-    def _arms_once(self) -> Self:
+    def _check(self) -> Self:
+        if self.ineumf.preset != "none":
+            raise ValueError("ineumf.preset: presets are for the model of a single dataset (model.preset)")
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"arms names an arm twice: {list(self.arms)}")
         return self

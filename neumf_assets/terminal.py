@@ -58,7 +58,7 @@ class LiveProgress:
 
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
         """Move the line of a stage."""
-        name = f"{self._prefix}: {stage}"
+        name = f"{self._prefix}: {stage}" if self._prefix else stage
         if name not in self._tasks:
             self._tasks[name] = self._display.add_task(name, total=total, figures="")
         shown = [f"{key} {value:.4g}" for key, value in list(figures.items())[:_FIGURES_SHOWN]]

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from neumf_assets.core.errors import BadSettings
+from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.launchpad import config_schema, with_overrides
 from neumf_assets.settings import StudySettings
 from neumf_assets.study import parse_study, read_study
@@ -120,6 +121,30 @@ def test_run_config_is_validated_again() -> None:
     assert with_overrides(study, None) is study
     with pytest.raises(BadSettings, match=r"model\.epochs"):
         with_overrides(study, {"model": {"epochs": 0}})
+
+
+def test_a_section_given_in_part_keeps_the_studys_other_defaults() -> None:
+    default, study = StudySettings(name="a"), parse_study({"name": "a", "ineumf": {"epochs": 5}}, "here")
+    assert study.ineumf == default.ineumf.model_copy(update={"epochs": 5})
+    assert parse_study({"name": "a", "liger": {"k": 7}}, "here").liger.n_genes == default.liger.n_genes
+    assert StudySettings.model_validate(study.model_dump(mode="json")) == study
+
+
+def test_the_notebooks_preset_is_chosen_in_yaml_or_in_the_launchpad() -> None:
+    study = parse_study({"name": "a", "model": {"preset": "notebook", "epochs": 5}}, "here")
+    assert study.model == NeuMFSettings(preset="notebook", epochs=5)
+    plain = StudySettings(name="a")
+    form = {
+        key: field.default_value
+        for key, field in config_schema(plain, ["model"])["model"].config_type.fields.items()
+    }
+    assert with_overrides(plain, {"model": form}) == plain
+    chosen = with_overrides(plain, {"model": form | {"preset": "notebook", "epochs": 5}})
+    assert chosen.model == study.model
+    back = with_overrides(study, {"model": study.model.model_dump(mode="json") | {"preset": "none"}})
+    assert back.model == plain.model
+    with pytest.raises(BadSettings, match="single dataset"):
+        parse_study({"name": "a", "ineumf": {"preset": "notebook"}}, "here")
 
 
 def _project(folder: Path, attributes: str) -> Path:

@@ -140,13 +140,16 @@ def dense_counts(step: Step) -> Product:
     from neumf_assets.core.neumf.model import NeuMFModel
 
     model = NeuMFModel.load(step.one("neumf_model").path, device=step.device)
-    wanted = step.study.dense.genes
+    chosen = step.study.dense
+    wanted = chosen.genes
     genes = None if wanted is None else np.flatnonzero(np.isin(model.gene_names, wanted))
     if genes is not None and not genes.size:
         raise BadSettings("dense.genes: the model knows none of them; it saw the most variable genes only")
     cells, width = model.shape[0], model.shape[1] if genes is None else genes.size
     return Product(
-        lambda folder: model.write_dense(folder / "dense.zarr", step.study.dense.dtype, genes=genes),
+        lambda folder: model.write_dense(
+            folder / "dense.zarr", chosen.dtype, genes=genes, precision=chosen.precision
+        ),
         {"cells": cells, "genes": width, "values": cells * width},
     )
 

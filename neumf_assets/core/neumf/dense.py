@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import zarr
 from numpy.typing import DTypeLike, NDArray
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 CHUNK_ENTRIES = 1 << 20
 
@@ -26,14 +29,15 @@ def write_blocks(
     """Write a cells x genes matrix block by block; only one block is in memory.
 
     The store is what ``anndata.read_zarr`` reads (Zarr version 3): ``X`` with chunks of whole rows, names in
-    ``obs_names`` and ``var_names``.
+    ``obs_names`` and ``var_names``. Chunks are not compressed: zstd takes an eighth off predicted means in
+    float32, and three times as long as predicting them.
 
     Parameters
     ----------
     folder
         The store; replaced if it is there.
     blocks
-        (rows, values) in ascending order, cut at multiples of ``chunk_cells``.
+        (rows, values) in ascending order, a chunk each.
     cell_names, gene_names
         Names of rows and columns.
     chunk_cells
@@ -41,19 +45,51 @@ def write_blocks(
     dtype
         Type of the entries on disk.
     """
+    shape, kind = (cell_names.size, gene_names.size), np.dtype(dtype)
+    described = _described(shape, kind, cell_names, gene_names, chunk_cells)
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in described.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    matrix = zarr.open_group(str(folder), mode="r")["X"]
+    assert isinstance(matrix, zarr.Array)
+    for rows, values in blocks:
+        file = folder / "X" / matrix.metadata.encode_chunk_key((rows.start // chunk_cells, 0))
+        _write_chunk(file, values.astype(kind.newbyteorder("<"), copy=False), chunk_cells)
+
+
+def _described(
+    shape: tuple[int, int],
+    dtype: np.dtype,
+    cell_names: NDArray[np.str_],
+    gene_names: NDArray[np.str_],
+    chunk_cells: int,
+) -> dict[str, bytes]:
+    """Return the files of a store whose matrix has no chunks yet.
+
+    They are made in memory: made on disk, each of their many small writes waits for another thread.
+    """
+    files: dict[str, Buffer] = {}
+    group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3)
     names = anndata.AnnData(obs=pd.DataFrame(index=cell_names), var=pd.DataFrame(index=gene_names))
-    group = zarr.open_group(str(folder), mode="w", zarr_format=3)
     with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         anndata.io.write_elem(group, "/", names)
     matrix = group.create_array(
-        "X",
-        shape=(cell_names.size, gene_names.size),
-        chunks=(chunk_cells, gene_names.size),
-        dtype=np.dtype(dtype),
+        "X", shape=shape, chunks=(chunk_cells, shape[1]), dtype=dtype, compressors=None
     )
     matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    for rows, values in blocks:
-        matrix[rows] = values.astype(dtype, copy=False)
+    return {name: content.to_bytes() for name, content in files.items()}
+
+
+def _write_chunk(file: Path, values: NDArray[np.floating], chunk_cells: int) -> None:
+    """Write a chunk's bytes as they are; assigned through zarr they are copied and looked over three times."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb", buffering=0) as stream:
+        np.ascontiguousarray(values).tofile(stream)
+        stream.truncate(
+            chunk_cells * values.shape[1] * values.itemsize
+        )  # the last chunk is filled up with zeros
 
 
 def open_dense(folder: Path) -> tuple[zarr.Array, NDArray[np.str_], NDArray[np.str_]]:

@@ -20,7 +20,7 @@ from neumf_assets.core.neumf.baselines import Block, FitPredict
 from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
 from neumf_assets.core.neumf.genes import select_genes, size_factors
 from neumf_assets.core.neumf.ranking import Ranker, RankingScores, RankingTask, popularity, rank, ranking_task
-from neumf_assets.core.neumf.settings import NeuMFSettings, notebook_preset
+from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.thinning import LeftOut, Thinned, leave_one_out, thin, unseen_in_train
 from neumf_assets.core.neumf.train import fit
 from neumf_assets.core.progress import Progress, silent
@@ -530,7 +530,7 @@ def compare_notebook(
     fits: dict[str, FitPredict] = {
         "constant": baselines.constant,
         "gene_mean": baselines.gene_mean,
-        "notebook": partial(engine, settings=notebook_preset().model_copy(update={"seed": seed})),
+        "notebook": partial(engine, settings=NeuMFSettings(preset="notebook", seed=seed)),
         "default": partial(engine, settings=ours),
     }
     return {name: _fit_and_hold_out(fit_predict, part, seed) for name, fit_predict in fits.items()}

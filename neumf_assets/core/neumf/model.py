@@ -20,7 +20,7 @@ from torch import Tensor
 from neumf_assets.core.errors import BadInput, BadSettings
 from neumf_assets.core.neumf.checkpoint import data_hash, publish
 from neumf_assets.core.neumf.network import Block, Layout, Tables, Tower, block_scores
-from neumf_assets.core.neumf.objectives import mean
+from neumf_assets.core.neumf.objectives import MAX_LOG_MEAN, mean
 from neumf_assets.core.neumf.settings import NeuMFSettings
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -30,6 +30,7 @@ SAFETENSORS_TYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I
 
 Part = Literal["gmf", "mlp", "both"]
 Cells = slice | NDArray[np.intp] | list[int]
+Arithmetic = Literal["trained", "float32"]
 
 
 def provenance(
@@ -231,6 +232,7 @@ class NeuMFModel:
         *,
         corrected: bool = False,
         scale: Literal["counts", "normalised"] = "counts",
+        precision: Arithmetic = "trained",
     ) -> NDArray[np.float32]:
         """Return predicted means (``bce``: probabilities of being observed; ``bpr``: scores).
 
@@ -242,6 +244,11 @@ class NeuMFModel:
             Without the dataset-specific part of the genes, and with their mean bias.
         scale
             ``counts``: at each cell's own size factor; ``normalised``: at size factor 1.
+        precision
+            Arithmetic of the tower. ``trained``: as in training, which may be bfloat16. On 2,000 control cells
+            of Kang et al. 2018 that moved a mean by 0.006 % (root mean square) and 0.2 % at most with default
+            settings, by 0.2 % and 2 % with a tower trained from the start. ``float32``: within 0.001 % of
+            float64, about five times slower where the hardware multiplies bfloat16.
 
         Returns
         -------
@@ -261,7 +268,8 @@ class NeuMFModel:
         step = max(1, pairs // max(width, 1))
         for start in range(0, positions.size, step):
             block = positions[start : start + step]
-            result[start : start + block.size] = self._predict(block, columns, corrected, scale)
+            part = result[start : start + block.size]
+            self._predict(block, columns, corrected, scale, precision, part)
         return result
 
     def predict_blocks(
@@ -271,13 +279,14 @@ class NeuMFModel:
         *,
         corrected: bool = False,
         scale: Literal["counts", "normalised"] = "counts",
+        precision: Arithmetic = "trained",
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Yield the prediction for all cells as (rows, block), at most ``block_cells`` cells at a time."""
         n_cells, n_genes = self.shape[0], self.shape[1] if genes is None else max(genes.size, 1)
         step = block_cells or max(1, BLOCK_PAIRS // n_genes)
         for start in range(0, n_cells, step):
             rows = slice(start, min(start + step, n_cells))
-            yield rows, self.predict(rows, genes, corrected=corrected, scale=scale)
+            yield rows, self.predict(rows, genes, corrected=corrected, scale=scale, precision=precision)
 
     def write_dense(
         self,
@@ -287,10 +296,11 @@ class NeuMFModel:
         genes: NDArray[np.intp] | None = None,
         corrected: bool = False,
         scale: Literal["counts", "normalised"] = "counts",
+        precision: Arithmetic = "trained",
     ) -> None:
         """Stream the prediction to an AnnData-Zarr store, one block of rows in memory at a time.
 
-        ``genes`` are positions in the model's genes; all by default.
+        ``genes`` are positions in the model's genes, all by default; the rest is as for :meth:`predict`.
         """
         from neumf_assets.core.neumf import (
             dense,
@@ -298,7 +308,7 @@ class NeuMFModel:
 
         names = self.gene_names if genes is None else self.gene_names[genes]
         rows = dense.rows_per_chunk(names.size)
-        blocks = self.predict_blocks(rows, genes, corrected=corrected, scale=scale)
+        blocks = self.predict_blocks(rows, genes, corrected=corrected, scale=scale, precision=precision)
         dense.write_blocks(folder, blocks, self.cell_names, names, chunk_cells=rows, dtype=dtype)
 
     def top_genes(self, cell: int | str, k: int = 10) -> list[tuple[str, float]]:
@@ -320,20 +330,28 @@ class NeuMFModel:
 
     @torch.no_grad()
     def _predict(
-        self, cells: NDArray[np.intp], genes: Tensor | None, corrected: bool, scale: str
-    ) -> NDArray[np.float32]:
+        self,
+        cells: NDArray[np.intp],
+        genes: Tensor | None,
+        corrected: bool,
+        scale: str,
+        precision: Arithmetic,
+        result: NDArray[np.float32],
+    ) -> None:
+        """Write the prediction of some cells into ``result``, ``[cells, genes]``."""
         device = self.log_size.device
-        tower = Tower.of(self.layout, self.settings, self.statistics, device)
-        width = self.shape[1] if genes is None else genes.numel()
-        result = np.empty((cells.size, width), np.float32)
+        settings = self.settings
+        if precision == "float32":
+            settings = settings.model_copy(update={"precision": "float32"})
+        tower = Tower.of(self.layout, settings, self.statistics, device)
+        table = self.tables["genes"]
         datasets = np.zeros_like(cells) if corrected else self.dataset[cells]
         for d in np.unique(datasets):
-            rows = np.flatnonzero(datasets == d)
-            index = torch.as_tensor(cells[rows], device=device)
+            own = datasets == d
+            index = torch.as_tensor(cells[own], device=device)
             shift = torch.zeros_like(self.tables["shifts"][0]) if corrected else self.tables["shifts"][int(d)]
             if corrected:
                 shift[:, -1] = self.reference_bias
-            table = self.tables["genes"]
             block = Block(
                 self.layout,
                 self.tables["cells"][index],
@@ -342,12 +360,17 @@ class NeuMFModel:
                 self.tables["tower"],
             )
             size = self.log_size[index] if scale == "counts" else torch.zeros_like(self.log_size[index])
-            result[rows] = self._outcome(block_scores(block, tower), size).cpu().numpy()
-        return result
+            at_once = torch.from_numpy(result) if own.all() and device.type == "cpu" else None
+            outcome = self._outcome(block_scores(block, tower, out=at_once), size)
+            if outcome is not at_once:
+                result[own] = outcome.cpu().numpy()
 
     def _outcome(self, score: Tensor, log_size: Tensor) -> Tensor:
+        """Return what is predicted from scores that nobody else needs."""
         if self.settings.objective == "bce":
-            return score.sigmoid()
+            return score.sigmoid_()
         if self.settings.objective == "bpr":
             return score
+        if self.settings.link == "exp":  # in place: passes over memory cost as much as the GMF part
+            return score.add_(log_size[:, None]).clamp_(max=MAX_LOG_MEAN).exp_()
         return mean(score, log_size[:, None], self.settings.link)

@@ -219,8 +219,11 @@ class Block:
             return self.parts["log_dispersion"].expand(self.genes.shape[0])
         return None
 
-    def linear_part(self) -> Tensor:
-        """Return the GMF part and the biases of all pairs, ``[B, G]``."""
+    def linear_part(self, out: Tensor | None = None) -> Tensor:
+        """Return the GMF part and the biases of all pairs, ``[B, G]`` (in ``out``, without gradients)."""
+        if out is not None:
+            torch.mm(self.cell_gmf * self.parts.get("out_gmf", 1.0), self.gene_gmf.T, out=out)
+            return out.add_(self.cell_bias[:, None]).add_(self.gene_bias)
         bias = self.cell_bias[:, None] + self.gene_bias[None, :]
         if not self.layout.gmf:
             return bias
@@ -309,9 +312,9 @@ class Tower:
         return dropout(hidden, self.dropout, training) if self.dropout else hidden
 
 
-def block_scores(block: Block, tower: Tower, training: bool = False) -> Tensor:
-    """Return ``f`` of all pairs of a block, ``[B, G]``."""
-    score = block.linear_part()
+def block_scores(block: Block, tower: Tower, training: bool = False, out: Tensor | None = None) -> Tensor:
+    """Return ``f`` of all pairs of a block, ``[B, G]``; without gradients, ``out`` may take it."""
+    score = block.linear_part(out)
     if block.layout.mlp and tower.fused and not torch.is_grad_enabled():
         weights, biases = block.hidden_layers()
         out = block.parts["out_mlp"]
@@ -327,7 +330,9 @@ def block_scores(block: Block, tower: Tower, training: bool = False) -> Tensor:
         )
     if block.layout.mlp:
         cell_side, gene_side = block.first_layer()
-        score = score + tower(block, cell_side[:, None, :] + gene_side[None, :, :], training)
+        score = torch.add(
+            score, tower(block, cell_side[:, None, :] + gene_side[None, :, :], training), out=out
+        )
     return score
 
 

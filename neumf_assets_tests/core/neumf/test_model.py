@@ -10,8 +10,10 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from neumf_assets.core.errors import BadInput, BadSettings
+from neumf_assets.core.neumf import dense
 from neumf_assets.core.neumf.dense import open_dense
 from neumf_assets.core.neumf.model import NeuMFModel
+from neumf_assets.core.neumf.network import Block, Tower, block_scores
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
 
 
@@ -103,6 +105,40 @@ def test_the_streamed_matrix_is_the_prediction_with_names(model: NeuMFModel, tmp
     assert opened.var_names.tolist() == model.gene_names.tolist()
     assert opened.X.dtype == np.float32
     np.testing.assert_array_equal(opened.X, matrix[:])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_matrix_of_several_chunks_is_whole(
+    model: NeuMFModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type
+) -> None:
+    monkeypatch.setattr(dense, "CHUNK_ENTRIES", 50 * 30)
+    (tmp_path / "dense.zarr").mkdir()
+    (tmp_path / "dense.zarr" / "left.behind").write_text("by an earlier attempt")
+    model.write_dense(tmp_path / "dense.zarr", dtype)
+    matrix, _, _ = open_dense(tmp_path / "dense.zarr")
+    assert matrix.chunks == (50, 30)
+    expected = np.vstack([block for _, block in model.predict_blocks(50)]).astype(dtype)
+    np.testing.assert_array_equal(matrix[:], expected)
+    np.testing.assert_array_equal(anndata.read_zarr(tmp_path / "dense.zarr").X, expected)
+    assert not (tmp_path / "dense.zarr" / "left.behind").exists()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "neumf"])
+def test_prediction_is_as_near_to_float64_as_is_said(kind: str) -> None:
+    counts, _, _ = low_rank(cells=300, genes=120)
+    sizes = {"gmf_size": 20, "mlp_size": 20, "tower": (64, 32, 16, 8)}
+    model = train(counts, changed(kind=kind, epochs=30, pretrain_epochs=30, fusion_epochs=10, **sizes))
+    exact = {name: table.double() for name, table in model.tables.items()}
+    block = Block(model.layout, exact["cells"], exact["genes"], exact["shifts"][0], exact["tower"])
+    log_mean = block_scores(block, Tower(model.layout)) + model.log_size[:, None].double()
+
+    def error(predicted: np.ndarray) -> np.ndarray:
+        return np.abs(np.log(predicted.astype(np.float64)) - log_mean.numpy())
+
+    assert error(model.predict(precision="float32")).max() < 1e-5
+    trained = error(model.predict())
+    assert trained.max() < 0.05
+    assert np.sqrt(np.mean(trained**2)) < 0.01
 
 
 def test_embeddings_in_the_genes_metric_keep_distances_of_scores(model: NeuMFModel) -> None:

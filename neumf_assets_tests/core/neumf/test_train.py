@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.batches import Step
-from neumf_assets.core.neumf.settings import notebook_preset
+from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import Stepper, initial_state, prepare
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
 
@@ -180,7 +180,7 @@ def test_inputs_that_do_not_belong_together_are_refused() -> None:
 
 
 def test_the_notebook_preset_is_the_notebooks() -> None:
-    preset = notebook_preset()
+    preset = NeuMFSettings(preset="notebook")
     assert (preset.tower, preset.gmf_size, preset.mlp_size) == ((64, 32, 16, 8), 50, 50)
     assert (preset.dropout, preset.batch_norm, preset.objective, preset.link) == (
         0.2,
@@ -189,6 +189,14 @@ def test_the_notebook_preset_is_the_notebooks() -> None:
         "identity",
     )
     assert (preset.learning_rate, preset.epochs, preset.weight_decay) == (0.001, 20, 0.0)
+    assert (preset.size_factors, preset.n_genes, preset.schedule, preset.pretrain) == (
+        False,
+        None,
+        "constant",
+        "none",
+    )
+    assert NeuMFSettings(preset="notebook", epochs=3, dropout=0.0).epochs == 3
+    assert NeuMFSettings(**preset.model_dump()) == preset
     counts, _, _ = low_rank()
     history = train(counts, preset.model_copy(update={"epochs": 3, "threads": 1})).history
     assert history[-1]["train_loss"] < history[0]["train_loss"]
