@@ -34,6 +34,7 @@ PATIENCE = 900.0  # seconds for what is still to be done when the last dataset h
 BAD_EVERY, KILL_EVERY = 6, 10
 SAMPLE_EVERY = 5.0
 FLAT = 0.05  # of the memory at first: how much more it may be at the end
+JUDGED_AFTER = 20.0  # minutes; before, services still import what they use for the first time
 NAME = "soak"
 STUDY = """\
 name: soak
@@ -380,6 +381,8 @@ def main(quick: bool = False) -> dict[str, Any]:
     rows = [{"what": name, "value": value} for name, value in found["figures"].items()]
     growing = [one["service"] for one in found["memory"] if not one["flat"]]
     memory = f"memory of the {' and the '.join(growing)} GROWS" if growing else "memory flat"
+    if minutes < JUDGED_AFTER:
+        memory = "too short to judge the memory"
     return {
         "title": f"{minutes:g} minutes, a dataset every {interval:g} s, one in {BAD_EVERY} bad, "
         f"one run in {KILL_EVERY} killed: {'passed' if found['passed'] else 'FAILED'}, {memory}",
