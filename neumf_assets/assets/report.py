@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,8 @@ from neumf_assets.core.versions import versions
 from neumf_assets.settings import ARMS, Arm
 
 if TYPE_CHECKING:
-    import anndata as ad
-
     from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.counts.stored import SomeCells
     from neumf_assets.core.report.plots import RunScore
 
 
@@ -181,17 +181,23 @@ def _integrated(arms: list[Arm]) -> Stage:
         Opens in scanpy, scvi-tools, scib-metrics and CELLxGENE without conversion. Raw counts are in
         `layers["counts"]`, the main map in `obsm["X_umap"]`, where all came from in `uns["neumf"]`.
         """
-        from neumf_assets.core.cells.integrated import build_integrated
+        from neumf_assets.core.cells.integrated import describe_integrated, write_integrated
 
-        data = build_integrated(
-            _all_genes_of_kept_cells(step),
-            {arm: _arm_result(step, arm) for arm in arms},
-            best_arm=_best(step, arms),
-            provenance=provenance(step),
-            settings=step.study.integrated,
-        )
+        with _all_genes_of_kept_cells(step) as cells:
+            data = describe_integrated(
+                cells,
+                {arm: _arm_result(step, arm) for arm in arms},
+                best_arm=_best(step, arms),
+                provenance=provenance(step),
+                settings=step.study.integrated,
+            )
+
+        def save(folder: Path) -> None:
+            with _all_genes_of_kept_cells(step) as cells:
+                write_integrated(data, cells, folder / "integrated.h5ad", step.study.integrated)
+
         return Product(
-            lambda folder: data.write_h5ad(folder / "integrated.h5ad", compression="gzip"),
+            save,
             {"cells": data.n_obs, "genes": data.n_vars},
             publish={"integrated.h5ad": "integrated.h5ad"},
         )
@@ -199,18 +205,21 @@ def _integrated(arms: list[Arm]) -> Stage:
     return integrated
 
 
-def _all_genes_of_kept_cells(step: Step) -> dict[str, ad.AnnData]:
-    """The raw counts of the cells that passed quality control.
+@contextmanager
+def _all_genes_of_kept_cells(step: Step) -> Iterator[dict[str, SomeCells]]:
+    """The raw counts of the cells that passed quality control, opened but not read.
 
     Not the filtered genes: a gene that is too rare in one dataset was measured there all the same.
     """
-    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.counts.stored import SomeCells, StoredCounts
 
-    raw, found = step.all("raw_counts"), {}
-    for name, artifact in step.all("counts").items():
-        kept = load_counts(artifact.path, backed=True).obs_names
-        found[name] = load_counts(raw[name].path)[kept].copy()
-    return found
+    raw = step.all("raw_counts")
+    with ExitStack() as files, stored_counts(step) as kept:
+        opened = {name: files.enter_context(StoredCounts(raw[name].path)) for name in kept}
+        yield {
+            name: SomeCells(data, data.obs_names.get_indexer(kept[name].obs_names))
+            for name, data in opened.items()
+        }
 
 
 def _arm_result(step: Step, arm: str) -> Any:
