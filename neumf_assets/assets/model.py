@@ -99,16 +99,22 @@ def _beats_baselines(result: "Evaluation") -> CheckOutcome:
 
 
 def _score_rows(result: "Evaluation") -> list[dict[str, Any]]:
-    from neumf_assets.core.report.wording import method_title
+    from neumf_assets.core.report.wording import method_title, ranking_by_method
 
-    return [
+    rankings = ranking_by_method(result.to_json())
+    rows: list[dict[str, Any]] = [
         {
             "method": method_title(name),
             "held-out deviance": score.heldout_deviance if score.heldout_deviance is not None else "",
             "seconds": round(score.seconds, 2),
+            **rankings.get(name, {}),
         }
         for name, score in result.methods.items()
     ]
+    if "popularity" in rankings:
+        alone = {"method": method_title("popularity"), "held-out deviance": "", "seconds": ""}
+        rows.append(alone | rankings["popularity"])
+    return rows
 
 
 def _calibration_picture(result: "Evaluation") -> dict[str, str]:

@@ -156,6 +156,7 @@ def loss_history_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 def _evaluation(step: Step, name: str) -> DatasetEvaluation:
     from neumf_assets.core.report.content import DatasetEvaluation
+    from neumf_assets.core.report.wording import ranking_by_method
 
     found = json.loads((step.all("neumf_evaluation")[name].path / "evaluation.json").read_text())
     bins = found["methods"][found["model"]]["calibration"]
@@ -163,23 +164,10 @@ def _evaluation(step: Step, name: str) -> DatasetEvaluation:
         dataset=name,
         deviance={key: value for key, value in found["heldout_deviance"].items() if value is not None},
         model=found["model"],
-        ranking=_ranking(found),
+        ranking=ranking_by_method(found),
         predicted=[item["predicted"] for item in bins] or None,
         observed=[item["observed"] for item in bins] or None,
     )
-
-
-def _ranking(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    rankings = {name: method["ranking"] for name, method in found["methods"].items()}
-    rankings["popularity"] = found["popularity"]
-    table: dict[str, dict[str, float]] = {}
-    for name, ranking in rankings.items():
-        for how, values in ranking.items():
-            among = "100 negatives" if how == "sampled" else "all genes"
-            for measure, title in (("hit_rate", "HR"), ("ndcg", "NDCG")):
-                for k, value in values[measure].items():
-                    table.setdefault(name, {})[f"{title}@{k}, {among}"] = value
-    return table
 
 
 def _markers(step: Step) -> dict[str, list[MarkerGene]]:

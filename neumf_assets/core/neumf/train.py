@@ -720,10 +720,10 @@ class Stepper:
         drawing = torch.cat([row, empty.nonzero()[:, 0]]).sort(stable=True).values
         zero = data.counts.draw_zeros(cells[drawing], draws, generator).view(-1)
         lengths = data.counts.lengths[cells]
-        weight = (data.counts.n_genes - lengths) / (draws * lengths.clamp_min(1))
+        weight = (data.counts.n_genes - lengths).to(block.cells.dtype) / (draws * lengths.clamp_min(1))
         row_all = torch.cat([row, drawing.repeat_interleave(draws)])
         gene_all = torch.cat([gene, zero])
-        weights = torch.cat([torch.ones_like(y), weight[row_all[row.numel() :]]])
+        weights = torch.cat([weight.new_ones(y.shape), weight[row_all[row.numel() :]]])
         weights = weights * self._keeps(cells[row_all], gene_all)
         score = pair_scores(block, self.tower, row_all, gene_all, training=self.training)
         dispersion = block.log_dispersion[gene_all] if block.log_dispersion is not None else None

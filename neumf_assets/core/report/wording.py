@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Better = Literal["higher", "lower", "expected", "none"]
 
@@ -129,6 +129,21 @@ def arm_title(name: str) -> str:
 def method_title(name: str) -> str:
     """Name of a method of prediction for a table."""
     return METHODS.get(name, name)
+
+
+def ranking_by_method(evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Ranking scores of an evaluation (as JSON types) by method, popularity last, and titled measure."""
+    rankings = {name: method["ranking"] for name, method in evaluation["methods"].items()}
+    rankings["popularity"] = evaluation["popularity"]
+    negatives = evaluation["settings"]["n_negatives"]
+    table: dict[str, dict[str, float]] = {}
+    for name, ranking in rankings.items():
+        for how, values in ranking.items():
+            among = f"{negatives} negatives" if how == "sampled" else "all genes"
+            for measure, title in (("hit_rate", "HR"), ("ndcg", "NDCG")):
+                for k, value in values[measure].items():
+                    table.setdefault(name, {})[f"{title}@{k}, {among}"] = value
+    return table
 
 
 def expected_share(scores: Mapping[str, float | None]) -> float | None:

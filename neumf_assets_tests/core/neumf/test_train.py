@@ -204,13 +204,19 @@ def test_the_notebook_preset_is_the_notebooks() -> None:
 
 RESUMED = """
 import sys
+import time
 from pathlib import Path
 import numpy as np
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
 counts, _, _ = low_rank(cells=200)
 folder = Path(sys.argv[1])
-settings = changed(epochs=30, pretrain_epochs=12, fusion_epochs=30, checkpoint_seconds=0.0, patience=25, dropout=0.1)
-slow = lambda *args, **figures: __import__("time").sleep(float(sys.argv[3]))
+settings = changed(epochs=30, pretrain_epochs=12, fusion_epochs=30, checkpoint_seconds=0.0, patience=25, dropout=0.1,
+                   batch_norm=True)
+
+def slow(stage, done, total, **figures):
+    print(stage, done, flush=True)
+    time.sleep(float(sys.argv[3]))
+
 model = train(counts, settings, checkpoint_dir=folder / "checkpoint", progress=slow)
 model.save(folder / sys.argv[2])
 """
@@ -218,7 +224,8 @@ model.save(folder / sys.argv[2])
 
 def resumable(folder: Path, name: str, pause: float) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", RESUMED, str(folder), name, str(pause)], env=environment)
+    command = [sys.executable, "-c", RESUMED, str(folder), name, str(pause)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
 
 
 def epoch_of(file: Path) -> int:
@@ -240,8 +247,13 @@ def test_a_killed_training_continues_to_the_same_result(tmp_path: Path, stage: i
     assert killed.wait() == -signal.SIGKILL
     reached = epoch_of(file)
     assert epoch <= reached < 30
-    assert resumable(tmp_path / "killed", "model", 0.0).wait() == 0
-    assert whole.wait() == 0
+    continued = resumable(tmp_path / "killed", "model", 0.0)
+    epochs = continued.communicate()[0].decode().splitlines()
+    following = {0: f"train gmf {reached + 1}" if reached < 12 else "train neumf 1"}
+    assert epochs[0] == following.get(stage, f"train neumf {reached + 1}")  # not from the start
+    assert continued.returncode == 0
+    whole.communicate()
+    assert whole.returncode == 0
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
     assert list((tmp_path / "killed" / "checkpoint").iterdir()) == []
