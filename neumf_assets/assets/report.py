@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.arms import FIRST, delivered_clusters
+from neumf_assets.assets.chance import chance_check, chance_scores
 from neumf_assets.assets.inputs import read_table, stored_counts
 from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
 from neumf_assets.core.versions import versions
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from neumf_assets.core.cells.scores import ArmScores
     from neumf_assets.core.counts.stored import SomeCells
     from neumf_assets.core.report.plots import RunScore
+
+SHUFFLED = "shuffled data"
 
 
 def report_stages(arms: tuple[Arm, ...]) -> list[Stage]:
@@ -33,13 +36,23 @@ def _of_arms(arms: Sequence[str], *names: str) -> list[str]:
 def _comparison(arms: list[Arm]) -> Stage:
     @stage(
         group="report",
-        inputs=_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
-        settings=("arms",),
+        inputs=(
+            "counts",
+            "shared_genes",
+            *_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
+        ),
+        settings=("arms", "metrics.null_cells"),
+        version="2",
         kinds=("json",),
         checks=(
             (
                 "denoising_helps",
                 "LIGER on the counts that NeuMF predicts is no worse than LIGER on the counts themselves.",
+            ),
+            (
+                "shuffled_scores_at_chance",
+                "ARI and AMI are about 0 where the genes are shuffled over the cells: the scores see no structure "
+                "where there is none.",
             ),
         ),
     )
@@ -48,22 +61,31 @@ def _comparison(arms: list[Arm]) -> Stage:
 
         All arms are scored on the same cells, with the same graph, resolutions and seeds. The rule that names
         the best arm is written beside the result. The picture shows each score by resolution, with the
-        spread over the seeds.
+        spread over the seeds. Beside the arms stands a null run: what the scores are by chance, on counts whose
+        genes were shuffled over the cells.
         """
         from neumf_assets.core.cells.comparison import compare_arms
 
         scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
-        found = compare_arms(scores)
+        null = chance_scores(step)
+        chance = {} if null is None else known_scores(null)
+        found = compare_arms(scores).model_copy(update={"chance": chance})
         content = found.model_dump_json(indent=1)
         return Product(
             lambda folder: (folder / "comparison.json").write_text(content),
             {"best_arm": found.best_arm, "rule": found.rule, "reason": found.reason},
             pictures=_comparison_picture(scores),
-            tables={"scores of the arms": arms_table(found.arms)},
-            checks=[_denoising(found.denoising_hurts, found.denoising_change)],
+            tables={"scores of the arms": arms_table(found.arms | ({SHUFFLED: chance} if chance else {}))},
+            checks=[_denoising(found.denoising_hurts, found.denoising_change), chance_check(null)],
         )
 
     return comparison
+
+
+def known_scores(scores: ArmScores) -> dict[str, float]:
+    """The single scores that are known; not how many cells there were, nor the spread of others."""
+    hidden = {"n_cells", "n_labelled", "ari_mean_sd", "ami_mean_sd"}
+    return {k: v for k, v in scores.summary().items() if k not in hidden and v is not None}
 
 
 def arm_scores(step: Step, arm: str) -> ArmScores:

@@ -219,6 +219,13 @@ class MetricsSettings(Settings):
         description="Cells drawn for the vote across datasets, which costs their number times that of all "
         "cells.",
     )
+    null_cells: int = Field(
+        default=2_000,
+        ge=0,
+        le=1_000_000,
+        description="Cells of the null run, whose genes are shuffled to show what each score is by chance; 0: "
+        "no null run.",
+    )
     seed: Seed = Field(default=0, description="Seed of those draws.")
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
+from benchmarks.harness import interpreter_with
 from neumf_assets.core.cells import integrated
 from neumf_assets.core.cells.clustering import cluster_cells
 from neumf_assets.core.cells.integrated import (
@@ -177,6 +180,43 @@ def test_the_file_written_in_parts_is_that_of_one_in_memory(
         np.testing.assert_array_equal(found.varm.pop(key), loadings)
     wanted.varm = {}
     ad.tests.helpers.assert_equal(found, wanted, exact=True)
+
+
+USE_IN_SCVI = """
+import json, sys, warnings
+import anndata, scvi
+data = anndata.read_h5ad(sys.argv[1])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    scvi.model.SCVI.setup_anndata(data, layer="counts", batch_key="dataset")
+scvi.settings.seed = 0
+model = scvi.model.SCVI(data, n_hidden=16, n_latent=4)
+model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False)
+registered = model.adata_manager.summary_stats
+found = {name: int(registered[name]) for name in ("n_batch", "n_cells", "n_vars")}
+found["warned"] = [str(one.message) for one in caught if "count data" in str(one.message)]
+found["latent"] = list(model.get_latent_representation().shape)
+print(json.dumps(found))
+"""
+
+
+def test_opens_and_trains_in_scvi_tools(tmp_path: Path) -> None:
+    python = interpreter_with("scvi", "NEUMF_SCVI_PYTHON")
+    if python is None:
+        pytest.skip("scvi-tools is not installed (NEUMF_SCVI_PYTHON can name a Python with it)")
+    result = whole()
+    result.write_h5ad(tmp_path / "integrated.h5ad")
+    done = subprocess.run(
+        [python, "-c", USE_IN_SCVI, str(tmp_path / "integrated.h5ad")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (found["n_batch"], found["n_cells"], found["n_vars"]) == (2, *result.shape)
+    assert found["warned"] == []  # scvi-tools warns where the layer doesn't hold counts
+    assert found["latent"] == [100, 4]
 
 
 def test_refuses_what_does_not_fit() -> None:
