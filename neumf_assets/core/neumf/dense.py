@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import anndata
@@ -22,11 +22,12 @@ def write_blocks(
     *,
     chunk_cells: int,
     dtype: DTypeLike = np.float32,
+    original_names: Sequence[str] | None = None,
 ) -> None:
     """Write a cells x genes matrix block by block; only one block is in memory.
 
     The store is what ``anndata.read_zarr`` reads (Zarr version 3): ``X`` with chunks of whole rows, names in
-    ``obs_names`` and ``var_names``.
+    ``obs_names`` and ``var_names``, names before they were made unique in ``var["original_name"]``.
 
     Parameters
     ----------
@@ -40,8 +41,12 @@ def write_blocks(
         Rows of a chunk.
     dtype
         Type of the entries on disk.
+    original_names
+        Names of the columns as the source has them, where they are known.
     """
-    names = anndata.AnnData(obs=pd.DataFrame(index=cell_names), var=pd.DataFrame(index=gene_names))
+    known = {} if original_names is None else {"original_name": np.asarray(original_names, dtype=object)}
+    var = pd.DataFrame(known, index=gene_names)
+    names = anndata.AnnData(obs=pd.DataFrame(index=cell_names), var=var)
     group = zarr.open_group(str(folder), mode="w", zarr_format=3)
     with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         anndata.io.write_elem(group, "/", names)
