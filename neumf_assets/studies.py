@@ -56,9 +56,13 @@ def find_or_register(home: Home, name: str | None, inbox: str | None) -> StudySe
 def _same_inbox(home: Home, study: StudySettings, inbox: str | None) -> StudySettings:
     if inbox is None or inbox == study.inbox:
         return study
+    file = home.studies / f"{study.name}.yaml"
+    change = (
+        f", or change it in {file}" if file.exists() else ""
+    )  # not in a study that is part of the package
     raise BadSettings(
         f"Study {study.name!r} exists with the inbox {study.inbox or home.inbox(study.name)}. "
-        f"Leave the inbox out, choose another --study name, or change it in {home.studies / study.name}.yaml."
+        f"Leave the inbox out, or choose another --study name{change}."
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +16,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from neumf_assets.assets.catalogue import stages
 from neumf_assets.cli import main
 from neumf_assets.core.counts.readers import read_counts
 from neumf_assets.core.counts.settings import ReadSettings
@@ -23,6 +27,7 @@ from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.home import Home
 from neumf_assets.runner import run_study
 from neumf_assets.studies import find_or_register
+from neumf_assets.study import read_study
 
 QUICK = """
 label_column: cell_type
@@ -31,7 +36,7 @@ ineumf: {kind: gmf, gmf_size: 8, epochs: 4, threads: 1}
 evaluation: {baselines: [gene_mean, svd]}
 liger: {k: 8, iterations: 10, trial_iterations: 2}
 clusters: {resolutions: [0.4, 0.8], default_resolution: 0.4, seeds: [0, 1], hdbscan_min_size: 10}
-umap: {n_epochs: 30}
+umap: {n_epochs: 30, tsne: true}
 """
 
 
@@ -107,6 +112,11 @@ def test_a_folder_becomes_a_study_with_results(study: Home, finished: tuple[Path
             scores
         )
         assert {"same_batch_neighbours", "expected_same_batch", "agreement", "seconds"} <= set(scores)
+        assert 0 <= scores["cross_batch_label_accuracy"] <= 1
+    assert set(summary) == {"study", "datasets", "arms", "best_arm", "versions"}
+    source = (finished[0] / "inbox" / "ctrl.csv.gz").read_bytes()
+    assert described["sha256"] == hashlib.sha256(source).hexdigest()
+    assert {"neumf-assets", "torch", "dagster"} <= set(summary["versions"])
     assert summary["best_arm"] in summary["arms"]
     results = {path.name for path in study.results("tiny").iterdir()}
     assert {"summary.json", "report.html", "integrated.h5ad", "umap_liger.png", "markers.parquet"} <= results
@@ -132,16 +142,87 @@ def test_names_survive_from_source_to_dense_matrix_and_h5ad(study: Home) -> None
     model = NeuMFModel.load(study.store().get(("tiny", "neumf_model", "ctrl")).path)
     dense = ad.read_zarr(study.store().get(("tiny", "dense_counts", "ctrl")).path / "dense.zarr")
     assert dense.var_names.tolist() == model.gene_names.tolist()
+    assert dense.var["original_name"].tolist() == raw.var.loc[dense.var_names, "original_name"].tolist()
+    second = raw.var_names[raw.var["original_name"].duplicated()][0]
+    assert second in dense.var_names
+    assert dense.var.loc[second, "original_name"] == raw.var.loc[second, "original_name"] != second
     assert set(dense.var_names) <= set(raw.var_names)
     assert set(dense.obs_names) <= set(raw.obs_names)
     whole = ad.read_h5ad(study.results("tiny") / "integrated.h5ad")
     assert set(whole.var_names) == set(raw.var_names)
+    assert whole.var["original_name"].tolist() == raw.var.loc[whole.var_names, "original_name"].tolist()
+    assert whole.var["original_name"].duplicated().sum() == 1
     own = whole[whole.obs["dataset"] == "ctrl"]
     expected = raw[own.obs["cell"].to_numpy(), whole.var_names].X
     assert abs(own.layers["counts"] - expected).sum() == 0
     assert {"X_umap", "X_ineumf", "X_liger"} <= set(whole.obsm)
     assert {"leiden", "cell_type", "dataset"} <= set(whole.obs)
     assert whole.uns["neumf"]["study"] == "tiny"
+
+
+def test_tsne_is_made_where_the_study_asks_for_it(study: Home) -> None:
+    import anndata as ad
+
+    table = pl.read_parquet(study.store().get(("tiny", "liger", "umap")).path / "umap.parquet")
+    whole = ad.read_h5ad(study.results("tiny") / "integrated.h5ad")
+    points = table.select("tsne_1", "tsne_2").to_numpy()
+    np.testing.assert_array_equal(whole.obsm["X_tsne_liger"], points)
+    assert np.isfinite(points).all()
+    assert points.std(axis=0).min() > 0
+
+
+def test_tables_have_the_columns_that_are_documented(study: Home) -> None:
+    """Every column of the files is described, and the other way round; ``*`` stands for any."""
+    settings = read_study(study.studies / "tiny.yaml")
+    seen = 0
+    for declared in stages(settings):
+        if not declared.columns:
+            continue
+        key = ("tiny", *declared.name, *(("ctrl",) if declared.per_dataset else ()))
+        folder = study.store().get(key).path
+        files = sorted(folder.glob("*.parquet"), key=lambda path: path.name != "long.parquet")
+        documented = [name for name, _, _ in declared.columns]
+        columns = pl.read_parquet_schema(files[0]).names()
+        for name in columns:
+            assert any(fnmatch(name, pattern) for pattern in documented), (key, name)
+        for pattern in documented:
+            assert any(fnmatch(name, pattern) for name in columns), (key, pattern)
+        seen += 1
+    assert seen == 12
+
+
+def test_every_materialisation_shows_its_figures(study: Home) -> None:
+    shown = _metadata(study)
+    assert len(shown) == 2 * 6 + 20
+    for key, entries in shown.items():
+        assert {"seconds", "peak memory (MiB)", "size (MiB)", "files", "provenance"} <= set(entries), key
+        assert entries["size (MiB)"].value > 0
+        assert 50 < entries["peak memory (MiB)"].value < 8192
+    sparse = {"cells", "genes", "zeros (share)"}
+    assert {*sparse, "non-zero counts", "SHA-256 of the source"} <= set(shown["tiny/raw_counts", "ctrl"])
+    assert {*sparse, "quality control", "dropped", "cells read"} <= set(shown["tiny/counts", "ctrl"])
+    assert {*sparse, "rows"} <= set(shown["tiny/long_counts", "ctrl"])
+    for model in (("tiny/neumf_model", "stim"), ("tiny/ineumf/model", None)):
+        assert {"loss curve", "training loss", "validation loss", "epochs", "device"} <= set(shown[model])
+        assert shown[model]["device"].value in ("cpu", "cuda")
+        assert len(shown[model]["loss curve"].value) < 1000  # longer Markdown hides behind a button
+    for arm in ("liger", "neumf_liger", "ineumf"):
+        picture = shown[f"tiny/{arm}/umap", None]["map of the cells"].value
+        assert picture.startswith("![UMAP](data:image/png;base64,")
+        assert len(picture) < 300_000 * 4 / 3
+        assert {"ARI", "AMI", "scores explained"} <= set(shown[f"tiny/{arm}/metrics", None])
+
+
+def _metadata(folders: Home) -> dict[tuple[str, str | None], Mapping[str, dg.MetadataValue]]:
+    """The metadata of the latest materialisation of every asset and partition."""
+    found = {}
+    with dg.DagsterInstance.from_config(str(folders.dagster)) as instance:
+        for key in instance.get_asset_keys():
+            for record in instance.fetch_materializations(key, limit=100, ascending=True).records:
+                event = record.asset_materialization
+                assert event is not None
+                found[key.to_user_string(), event.partition] = event.metadata
+    return found
 
 
 def test_running_again_recomputes_nothing_and_says_so(study: Home, console: Console) -> None:
@@ -179,12 +260,42 @@ def test_a_bad_file_is_told_without_a_traceback_and_the_others_go_on(
     assert run_study("tiny", None, console) == 1
     shown = " ".join(console.export_text().split())
     assert "broken.csv.gz" in shown
-    assert "line 2, column 3 ('c2')" in shown
+    assert "line 2, column 3 (row 'g1', column 'c2')" in shown
     assert "Traceback" not in shown
     summary = json.loads((study.results("tiny") / "summary.json").read_text())
     assert set(summary["datasets"]) == {"ctrl", "stim"}
     with dg.DagsterInstance.from_config(str(study.dagster)) as instance:
         assert set(instance.get_dynamic_partitions("tiny_datasets")) == {"ctrl", "stim"}
+
+
+def test_normalised_values_run_through_where_the_study_allows_them(
+    home: Path, console: Console, tmp_path: Path
+) -> None:
+    import anndata as ad
+
+    _fill(tmp_path / "simulated")
+    data = read_counts(tmp_path / "simulated" / "ctrl.csv.gz")
+    data = data[np.asarray(data.X.sum(axis=1)).ravel() > 0].copy()
+    sizes = np.asarray(data.X.sum(axis=1))
+    logged = data.X.multiply(1e4 / sizes).tocsr().astype(np.float32).log1p()
+    (tmp_path / "inbox").mkdir()
+    ad.AnnData(logged, obs=data.obs).write_h5ad(tmp_path / "inbox" / "ctrl.h5ad")
+    folders = _register(tmp_path / "inbox")
+    assert run_study("tiny", None, console) == 1
+    told = " ".join(console.export_text().split())
+    assert "the values are log-normalised" in told
+    assert "set allow_normalised: true" in told
+
+    path = folders.studies / "tiny.yaml"
+    path.write_text(path.read_text() + "read: {allow_normalised: true}\narms: [liger]\n")
+    assert run_study("tiny", None, console) == 0, console.export_text()
+    summary = json.loads((folders.results("tiny") / "summary.json").read_text())
+    assert summary["datasets"]["ctrl"]["heldout_deviance"] == {"neumf": None}  # molecules cannot be split
+    assert pl.read_parquet(folders.results("tiny") / "markers.parquet").is_empty()
+    long = pl.read_parquet(folders.store().get(("tiny", "long_counts", "ctrl")).path / "long.parquet")
+    assert long["expression"].dtype == pl.Float32
+    whole = ad.read_h5ad(folders.results("tiny") / "integrated.h5ad")
+    assert whole.n_obs == summary["datasets"]["ctrl"]["cells"]
 
 
 def test_a_label_file_that_changes_is_noticed(study: Home, console: Console, tmp_path: Path) -> None:
@@ -222,6 +333,7 @@ def test_exporting_what_is_not_there_says_what_is(home: Path, capsys: pytest.Cap
         (["run", "no/such/folder"], "is no folder"),
         (["run", "--study", "bad name"], "Use 1 to 64 letters"),
         (["run", "--study", "unknown"], "Give an inbox"),
+        (["run", ".", "--study", "example"], "or choose another --study name."),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(

@@ -40,6 +40,7 @@ def _clusters(arm: Arm) -> Stage:
             ("cell", "string", "name of the cell"),
             ("dataset", "string", "its dataset"),
             ("leiden", "string", "Leiden cluster at the default resolution"),
+            ("leiden_r*_s*", "string", "Leiden cluster; one column for each resolution (r) and seed (s)"),
             ("kmeans", "string", "k-means cluster"),
             ("hdbscan", "string", "HDBSCAN cluster; 'noise' where there is none"),
         ),
@@ -88,6 +89,8 @@ def _umap(arm: Arm) -> Stage:
             ("dataset", "string", "its dataset"),
             ("umap_1", "float", "first coordinate"),
             ("umap_2", "float", "second coordinate"),
+            ("tsne_1", "float", "first coordinate of t-SNE, where the study asks for it (umap.tsne)"),
+            ("tsne_2", "float", "second coordinate of t-SNE"),
         ),
     )
     def umap(step: Step) -> Product:

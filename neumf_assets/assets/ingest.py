@@ -126,7 +126,9 @@ def long_counts(step: Step) -> Product:
         with StoredCounts(source.path) as counts:
             write_long(counts, folder)
 
-    return Product(save, {"rows": source.manifest.figures["nonzero"]})
+    counted = source.manifest.figures
+    figures = {name: counted[name] for name in ("cells", "genes", "zero_fraction")}
+    return Product(save, {"rows": counted["nonzero"], **figures})
 
 
 def _dropped(report: "QCReport") -> list[dict[str, Any]]:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from neumf_assets.core.report.content import Curves, FactorGenes
 
 _GENES_SHOWN = 10
+_CELL_COLUMNS = (
+    ("cell", "string", "name of the cell; cells.parquet has the rows of the embedding, in its order"),
+    ("dataset", "string", "its dataset"),
+    ("*", "string", "every label column that came with the counts"),
+)
 _EMBEDDING_SETTINGS = (
     "batch_column",
     "clusters.metric",
@@ -165,6 +170,7 @@ def _aligned(arm: Arm) -> Stage:
         inputs=(f"{arm}/factors", "counts"),
         settings=("liger", *_EMBEDDING_SETTINGS),
         kinds=("numpy", "parquet"),
+        columns=_CELL_COLUMNS,
     )
     def cell_embedding(step: Step) -> Product:
         """Every cell's factor loadings, datasets aligned by quantile normalisation.
@@ -243,6 +249,7 @@ def _train_ineumf(step: Step) -> NeuMFModel:
     inputs=("ineumf/model", "counts"),
     settings=("align", *_EMBEDDING_SETTINGS),
     kinds=("numpy", "parquet"),
+    columns=_CELL_COLUMNS,
 )
 def ineumf_cell_embedding(step: Step) -> Product:
     """Every cell in the integrative model's common space, datasets aligned.

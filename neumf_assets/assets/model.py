@@ -60,21 +60,10 @@ def neumf_evaluation(step: Step) -> Product:
 
     The counts are thinned into a training and a test part; models are trained on the one and scored by the
     Poisson deviance of the other (lower is better). Also: is the predicted mean right (calibration), and is
-    an observed gene that was left out ranked above unobserved ones (HR@K, NDCG@K)?
+    an observed gene that was left out ranked above unobserved ones (HR@K, NDCG@K)? Values that are no counts
+    (`read.allow_normalised`) cannot be thinned: nothing is judged then.
     """
-    from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
-    from neumf_assets.core.neumf.evaluation import evaluate_neumf
-
-    with StoredCounts(step.one("counts").path) as counts:
-        result = evaluate_neumf(
-            StackedCounts.of({step.dataset or "": counts}),
-            step.study.model,
-            step.study.evaluation,
-            gene_names=counts.var_names.to_numpy(str),
-            device=step.device,
-            progress=step.progress,
-            checkpoint_dir=step.scratch,
-        )
+    result = _evaluated(step)
     content = json.dumps(result.to_json(), indent=1)
     figures = {f"deviance_{name}": value for name, value in result.heldout_deviance.items()}
     return Product(
@@ -86,7 +75,28 @@ def neumf_evaluation(step: Step) -> Product:
     )
 
 
+def _evaluated(step: Step) -> "Evaluation":
+    from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
+    from neumf_assets.core.neumf.evaluation import evaluate_neumf, not_judged
+
+    with StoredCounts(step.one("counts").path) as counts:
+        if not counts.whole:
+            step.log.warning("These values are no counts and cannot be thinned: the model is not judged.")
+            return not_judged(step.study.model, step.study.evaluation)
+        return evaluate_neumf(
+            StackedCounts.of({step.dataset or "": counts}),
+            step.study.model,
+            step.study.evaluation,
+            gene_names=counts.var_names.to_numpy(str),
+            device=step.device,
+            progress=step.progress,
+            checkpoint_dir=step.scratch,
+        )
+
+
 def _beats_baselines(result: "Evaluation") -> CheckOutcome:
+    if not result.cells:
+        return CheckOutcome("beats_baselines", True, "Not judged: the values are no counts.")
     best = result.best_baseline
     known = {name: value for name, value in result.heldout_deviance.items() if value is not None}
     listed = ", ".join(f"{name} {value:.4f}" for name, value in sorted(known.items(), key=lambda kv: kv[1]))
@@ -129,8 +139,9 @@ def _calibration_picture(result: "Evaluation") -> dict[str, str]:
 
 @stage(
     group="model",
-    inputs=("neumf_model",),
+    inputs=("counts", "neumf_model"),
     settings=("dense",),
+    version="2",
     kinds=("zarr",),
     per_dataset=True,
     uses_device=True,
@@ -138,11 +149,13 @@ def _calibration_picture(result: "Evaluation") -> dict[str, str]:
 def dense_counts(step: Step) -> Product:
     """The dense matrix that the model predicts: the expected count of every gene in every cell.
 
-    Cells × genes, float32, Zarr, written block by block; the names are stored with it. It holds the genes
-    that the model saw. On request (`dense`): float16, and only the genes that are named.
+    Cells × genes, float32, Zarr, written block by block; the names are stored with it, the genes' original
+    ones too. It holds the genes that the model saw. On request (`dense`): float16, and only the genes that
+    are named.
     """
     import numpy as np
 
+    from neumf_assets.core.counts.stored import StoredCounts
     from neumf_assets.core.neumf.model import NeuMFModel
 
     model = NeuMFModel.load(step.one("neumf_model").path, device=step.device)
@@ -152,9 +165,16 @@ def dense_counts(step: Step) -> Product:
     if genes is not None and not genes.size:
         raise BadSettings("dense.genes: the model knows none of them; it saw the most variable genes only")
     cells, width = model.shape[0], model.shape[1] if genes is None else genes.size
+    with StoredCounts(step.one("counts").path) as counts:
+        names = counts.var["original_name"]
+    original = dict(zip(names.index.astype(str), names.astype(str), strict=True))
     return Product(
         lambda folder: model.write_dense(
-            folder / "dense.zarr", chosen.dtype, genes=genes, precision=chosen.precision
+            folder / "dense.zarr",
+            chosen.dtype,
+            genes=genes,
+            precision=chosen.precision,
+            original_names=original,
         ),
         {"cells": cells, "genes": width, "values": cells * width},
     )

@@ -154,30 +154,38 @@ def _markers(arms: list[Arm]) -> Stage:
             ("cluster", "string", "cluster of the best arm"),
             ("rank", "int", "1 is the strongest marker"),
             ("gene", "string", "name of the gene"),
+            ("score", "float", "z of the Wilcoxon rank sum test"),
             ("log2_fold_change", "float", "of normalised counts, inside against outside"),
-            ("p_adjusted", "float", "Wilcoxon rank sum test, Benjamini-Hochberg"),
+            ("p_adjusted", "float", "of the test, adjusted after Benjamini and Hochberg"),
+            ("share_in", "float", "share of the cluster's tested cells in which the gene was seen"),
+            ("share_out", "float", "share of the other tested cells in which it was seen"),
         ),
     )
     def markers(step: Step) -> Product:
         """Genes that mark each cluster of the best arm, tested on raw counts.
 
         Wilcoxon rank sum test of each cluster against all other cells. Never on predicted values: smoothing
-        makes differences look surer than they are.
+        makes differences look surer than they are; nor on values that are no counts
+        (`read.allow_normalised`): none are listed then.
         """
-        from neumf_assets.core.cells.markers import find_markers
+        from neumf_assets.core.cells.markers import find_markers, no_markers
         from neumf_assets.core.counts.stored import StackedCounts
 
         arm = _best(step, arms)
         clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
         with stored_counts(step) as parts:
             counts = StackedCounts.of(parts)
-            found = find_markers(
-                counts, counts.genes, clusters[delivered_clusters(clusters)], step.study.markers
+            groups = clusters[delivered_clusters(clusters)]
+            found = (
+                find_markers(counts, counts.genes, groups, step.study.markers)
+                if counts.whole
+                else no_markers()
             )
+            tested = "yes" if counts.whole else "no: the values are no counts"
         top = found[found["rank"] <= 3].groupby("cluster")["gene"].agg(", ".join)
         return Product(
             lambda folder: found.to_parquet(folder / "markers.parquet", index=False),
-            {"arm": arm, "clusters": int(found["cluster"].nunique()), "rows": len(found)},
+            {"arm": arm, "clusters": int(found["cluster"].nunique()), "tested": tested, "rows": len(found)},
             tables={"top markers": [{"cluster": c, "genes": g} for c, g in top.items()]},
             publish={"markers.parquet": "markers.parquet"},
         )

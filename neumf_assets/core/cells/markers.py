@@ -64,11 +64,17 @@ def find_markers(
     _check(tested_counts)
     groups = groups.iloc[cells].reset_index(drop=True)
     if groups.nunique() < 2:
-        return pd.DataFrame(columns=list(COLUMNS))
+        return no_markers()
     tested = _log_normalised(tested_counts, genes, groups)
     seen = _shares(tested, groups)
     tested = tested[:, (seen >= settings.min_cell_share).any(axis=0).to_numpy()].copy()
     return _rank(tested, settings)
+
+
+def no_markers() -> pd.DataFrame:
+    """The table of markers without any rows."""
+    kinds = {"cluster": str, "gene": str, "rank": np.int64}
+    return pd.DataFrame({name: pd.Series(dtype=kinds.get(name, np.float64)) for name in COLUMNS})
 
 
 def _check(matrix: sp.csr_matrix) -> None:

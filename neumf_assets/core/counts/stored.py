@@ -87,6 +87,11 @@ class StoredCounts:
         return self._data.dtype
 
     @property
+    def whole(self) -> bool:
+        """Whether the entries are counts, and not values that a study let in by ``read.allow_normalised``."""
+        return self.dtype.kind in "iu"
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Number of entries of each cell."""
         return np.diff(self._indptr)
@@ -147,6 +152,11 @@ class StackedCounts:
     def nnz(self) -> int:
         """Number of stored entries of all genes."""
         return sum(part.nnz for part in self.parts)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the entries of all datasets are counts."""
+        return all(part.whole for part in self.parts)
 
     def rows(self, start: int, stop: int) -> csr_matrix:
         """Read the cells from ``start`` to ``stop``, counted over all datasets."""

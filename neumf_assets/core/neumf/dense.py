@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import anndata
@@ -25,12 +25,14 @@ def write_blocks(
     *,
     chunk_cells: int,
     dtype: DTypeLike = np.float32,
+    original_names: Sequence[str] | None = None,
 ) -> None:
     """Write a cells x genes matrix block by block; only one block is in memory.
 
     The store is what ``anndata.read_zarr`` reads (Zarr version 3): ``X`` with chunks of whole rows, names in
-    ``obs_names`` and ``var_names``. Chunks are not compressed: zstd takes an eighth off predicted means in
-    float32, and three times as long as predicting them.
+    ``obs_names`` and ``var_names``, names before they were made unique in ``var["original_name"]``. Chunks are
+    not compressed: zstd takes an eighth off predicted means in float32, and three times as long as predicting
+    them.
 
     Parameters
     ----------
@@ -44,9 +46,13 @@ def write_blocks(
         Rows of a chunk.
     dtype
         Type of the entries on disk.
+    original_names
+        Names of the columns as the source has them, where they are known.
     """
     shape, kind = (cell_names.size, gene_names.size), np.dtype(dtype)
-    described = _described(shape, kind, cell_names, gene_names, chunk_cells)
+    known = {} if original_names is None else {"original_name": np.asarray(original_names, dtype=object)}
+    var = pd.DataFrame(known, index=gene_names)
+    described = _described(shape, kind, cell_names, var, chunk_cells)
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in described.items():
         file = folder / name
@@ -63,7 +69,7 @@ def _described(
     shape: tuple[int, int],
     dtype: np.dtype,
     cell_names: NDArray[np.str_],
-    gene_names: NDArray[np.str_],
+    var: pd.DataFrame,
     chunk_cells: int,
 ) -> dict[str, bytes]:
     """Return the files of a store whose matrix has no chunks yet.
@@ -72,7 +78,7 @@ def _described(
     """
     files: dict[str, Buffer] = {}
     group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3)
-    names = anndata.AnnData(obs=pd.DataFrame(index=cell_names), var=pd.DataFrame(index=gene_names))
+    names = anndata.AnnData(obs=pd.DataFrame(index=cell_names), var=var)
     with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
         anndata.io.write_elem(group, "/", names)
     matrix = group.create_array(

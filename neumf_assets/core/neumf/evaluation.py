@@ -271,6 +271,12 @@ class Evaluation:
         return asdict(self) | summary
 
 
+def not_judged(settings: NeuMFSettings, evaluation: EvaluationSettings) -> Evaluation:
+    """Evaluation of a model of values that are no counts: only molecules can be split into two parts."""
+    unknown: dict[str, MethodScore] = {settings.kind: MethodScore(heldout_deviance=None, seconds=0.0)}
+    return Evaluation(settings.kind, unknown, {}, 0, 0, evaluation.model_dump(mode="json"))
+
+
 def _last_ndcg(scores: dict[str, RankingScores]) -> float:
     ndcg = scores["full"].ndcg
     return ndcg[max(ndcg)]

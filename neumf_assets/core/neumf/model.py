@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -297,10 +297,12 @@ class NeuMFModel:
         corrected: bool = False,
         scale: Literal["counts", "normalised"] = "counts",
         precision: Arithmetic = "trained",
+        original_names: Mapping[str, str] | None = None,
     ) -> None:
         """Stream the prediction to an AnnData-Zarr store, one block of rows in memory at a time.
 
-        ``genes`` are positions in the model's genes, all by default; the rest is as for :meth:`predict`.
+        ``genes`` are positions in the model's genes, all by default. ``original_names`` gives the genes' names
+        as the source has them, by the model's unique ones. The rest is as for :meth:`predict`.
         """
         from neumf_assets.core.neumf import (
             dense,
@@ -309,7 +311,10 @@ class NeuMFModel:
         names = self.gene_names if genes is None else self.gene_names[genes]
         rows = dense.rows_per_chunk(names.size)
         blocks = self.predict_blocks(rows, genes, corrected=corrected, scale=scale, precision=precision)
-        dense.write_blocks(folder, blocks, self.cell_names, names, chunk_cells=rows, dtype=dtype)
+        given = None if original_names is None else [original_names[str(name)] for name in names]
+        dense.write_blocks(
+            folder, blocks, self.cell_names, names, chunk_cells=rows, dtype=dtype, original_names=given
+        )
 
     def top_genes(self, cell: int | str, k: int = 10) -> list[tuple[str, float]]:
         """Return the ``k`` genes of a cell (name or position) with the highest prediction, best first."""

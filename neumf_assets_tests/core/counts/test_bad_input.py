@@ -141,13 +141,14 @@ def test_entries_of_a_table_name_line_and_column(entry: str, said: str, ending: 
     elif said == "negative":
         assert "row 4 (gene 'CD3D'), column 3 (cell 'AAACATACCTCGCT-1')" in message
     else:
-        assert "line 4, column 3 ('AAACATACCTCGCT-1')" in message
+        assert "line 4, column 3 (row 'CD3D', column 'AAACATACCTCGCT-1')" in message
 
 
 def test_bad_entry_far_into_a_file(tmp_path: Path) -> None:
     lines = [",AAACATACCAGAAA-1,AAACATACCTCGCT-1", *(f"gene{i},0,1" for i in range(200_000))]
     lines[150_000] = "gene149999,x,1"
-    refused(table(tmp_path, "\n".join(lines)), "line 150001, column 2 ('AAACATACCAGAAA-1')", "'x'")
+    place = "line 150001, column 2 (row 'gene149999', column 'AAACATACCAGAAA-1')"
+    refused(table(tmp_path, "\n".join(lines)), place, "'x'")
 
 
 @pytest.mark.parametrize(("value", "said"), [(-2.0, "-2 is negative"), (np.nan, "NaN"), (np.inf, "infinite")])
@@ -166,7 +167,8 @@ def test_entries_of_a_store_name_row_and_column(name: str, value: float, said: s
     ("body", "said"),
     [
         ("5 4 1\n2 3 -7\n", "row 2 (gene 'RP11.206L10.2'), column 3 (cell 'AAACCGTGGTACGT-1')"),
-        ("5 4 1\n2 3 x\n", "matrix.mtx, line 3: 'x' is no number"),
+        ("5 4 1\n2 3 x\n", "matrix.mtx, line 3: 'x' at row 2, column 3 is no number"),
+        ("5 4 1\n2 y 1\n", "matrix.mtx, line 3: 'y' is no number"),
     ],
 )
 def test_entries_of_a_matrix_market_file(body: str, said: str, tmp_path: Path) -> None:

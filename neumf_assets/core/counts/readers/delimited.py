@@ -182,11 +182,12 @@ def _scan(block: bytes, layout: _Layout, parts: _Parts) -> None:
         lengths -= (text[ends[at] - 1] == RETURN) & (lengths > 0) & (at % width == width - 1)
     fields = _Fields(starts, lengths, at // width, (at % width - 1).astype(np.int32))
     values, unread = numbers(text, starts, lengths)
+    names = _row_names(text, ends, width, parts.lines, layout.given)
     if len(unread):
-        values[unread] = _odd_numbers(text, fields, unread, layout, parts.lines)
+        values[unread] = _odd_numbers(text, fields, unread, layout, names, parts.lines)
     kept = values != 0
     count = len(ends) // width
-    parts.names.append(_row_names(text, ends, width, parts.lines, layout.given))
+    parts.names.append(names)
     parts.lengths.append(np.bincount(fields.rows[kept], minlength=count).astype(np.int64))
     parts.columns.append(fields.columns[kept])
     parts.values.append(values[kept])
@@ -220,7 +221,7 @@ def _check_ragged(text: Bytes, ends: Positions, width: int, lines: int, given: s
 
 
 def _odd_numbers(
-    text: Bytes, fields: _Fields, unread: Positions, layout: _Layout, lines: int
+    text: Bytes, fields: _Fields, unread: Positions, layout: _Layout, names: pl.Series, lines: int
 ) -> NDArray[np.float64]:
     """Read signs, exponents, quotes and spaces; refuse the first entry that is no finite number."""
     values, entries = other_numbers(text, fields.starts[unread], fields.lengths[unread])
@@ -228,11 +229,12 @@ def _odd_numbers(
     if bad.any():
         worst = int(np.argmax(bad))
         entry, at = entries[worst], int(unread[worst])
-        column = int(fields.columns[at])
+        row, column = int(fields.rows[at]), int(fields.columns[at])
         what = "is empty" if entry == "" else f"is {entry!r}, not a finite number"
         raise BadInput(
             layout.given,
-            f"line {lines + 1 + int(fields.rows[at])}, column {column + 2} ({layout.columns[column]!r})",
+            f"line {lines + 1 + row}, column {column + 2} "
+            f"(row {names[row]!r}, column {layout.columns[column]!r})",
             f"the entry {what}",
             "Every entry must be a count: put 0 where nothing was seen, and take out columns without counts",
         )

@@ -345,7 +345,7 @@ def _entries(block: bytes, header: _Header, lines: int, file: str) -> NDArray[np
         values[unread], entries = other_numbers(text, starts[unread], (ends - starts)[unread])
         _refuse(
             np.isnan(values),
-            lambda at: f"{entries[int(np.searchsorted(unread, at))]!r} is no number",
+            lambda at: f"{entries[int(np.searchsorted(unread, at))]!r}{_at(values, at)} is no number",
             lines,
             file,
         )
@@ -372,6 +372,12 @@ def _check_lines(text: Bytes, starts: Positions, lines: int, file: str) -> None:
 
 def _outside(values: NDArray[np.float64], name: str, size: int, at: int) -> str:
     return f"{values[at]:g} is no {name} from 1 to {size}"
+
+
+def _at(values: NDArray[np.float64], at: int) -> str:
+    """Tell the row and column of a count; empty where it is one of these two that cannot be read."""
+    row, column = values[at // 3 * 3 : at // 3 * 3 + 2]
+    return f" at row {row:g}, column {column:g}" if at % 3 == 2 and np.isfinite(row + column) else ""
 
 
 def _refuse(bad: NDArray[np.bool_], problem: Callable[[int], str], lines: int, file: str) -> None:
