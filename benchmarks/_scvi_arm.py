@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import sys
 import time
 import warnings
@@ -38,7 +39,8 @@ def main() -> None:
     means = model.get_normalized_expression(library_size="latent", return_numpy=True)
     seconds = time.perf_counter() - begin
     np.save(folder / "means.npy", means)
-    print(json.dumps({"seconds": seconds, "version": scvi.__version__}))
+    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+    print(json.dumps({"seconds": seconds, "version": scvi.__version__, "peak_rss_mib": peak}))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,7 @@ from scipy.sparse import csr_matrix
 from neumf_assets.core.counts.readers import read_counts
 from neumf_assets.core.counts.simulate import simulate_study
 from neumf_assets.core.counts.simulate_settings import SimulatedDatasetSettings, SimulatorSettings
+from neumf_assets.core.measure import measured
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -64,10 +65,24 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+_highest = [0.0]
+
+
 def peak_rss_mib() -> float:
     """Return the most memory that this process has held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    _highest.append(round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1))
+    return max(_highest)
+
+
+@contextlib.contextmanager
+def peak_noted(peaks: dict[str, float], name: str) -> Iterator[None]:
+    """Note the most memory that this process held in the body, in MiB; the largest where it is entered again."""
+    peak_rss_mib()  # measuring starts the system's own mark anew
+    with measured() as cost:
+        yield
+    _highest.append(round(cost.peak_mib, 1))
+    peaks[name] = max(peaks.get(name, 0.0), round(cost.peak_mib, 1))
 
 
 def seconds_per_call(function: Callable[[], object], at_least: float, repeats: int = 3) -> float:

@@ -78,11 +78,12 @@ def split_of(counts: Any, seed: int) -> tuple[Thinned, np.ndarray]:
 
 def score(
     split: Thinned, factors: np.ndarray, fit_predict: FitPredict, extra: list[Scorer]
-) -> tuple[float, float]:
-    """Return the held-out deviance and the seconds of one training."""
-    deviance = HeldOutDeviance(split.test, split.ratio)
-    seconds = score_blocks(fit_predict(split.train, factors), [deviance, *extra])
-    return deviance.value, seconds
+) -> tuple[float, float, float]:
+    """Return the held-out deviance, the seconds and the peak memory of one training."""
+    deviance, peaks = HeldOutDeviance(split.test, split.ratio), dict[str, float]()
+    with harness.peak_noted(peaks, "training"):
+        seconds = score_blocks(fit_predict(split.train, factors), [deviance, *extra])
+    return deviance.value, seconds, peaks["training"]
 
 
 def scvi_rows(split: Thinned, quick: bool) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -101,16 +102,19 @@ def scvi_rows(split: Thinned, quick: bool) -> tuple[list[dict[str, Any]], dict[s
             deviance = HeldOutDeviance(split.test, split.ratio)
             deviance.add(slice(0, means.shape[0]), np.maximum(means, baselines.LOWEST_MEAN))
             name = f"scVI {found['version']}, {likelihood}, 30"
-            rows.append(_row(name, epochs, deviance.value, found["seconds"]))
+            rows.append(_row(name, epochs, deviance.value, found["seconds"], found["peak_rss_mib"]))
     return rows, {}
 
 
-def _row(name: str, budget: int | None, deviance: float, seconds: float) -> dict[str, Any]:
+def _row(
+    name: str, budget: int | None, deviance: float, seconds: float, peak_rss_mib: float
+) -> dict[str, Any]:
     return {
         "method": name,
         "budget": budget,
         "heldout_deviance": round(deviance, 4),
         "seconds": harness.significant(seconds, 3),
+        "peak_rss_mib": peak_rss_mib,
     }
 
 
@@ -139,8 +143,7 @@ def simulated_truth(quick: bool) -> list[dict[str, Any]]:
     for name, budgets in fits(quick).items():
         budget, fit_predict = budgets[-1]
         truth = TruthError(known.means * split.train_share)
-        value, seconds = score(split, factors, fit_predict, [truth])
-        row = _row(f"simulated: {name}", budget, value, seconds)
+        row = _row(f"simulated: {name}", budget, *score(split, factors, fit_predict, [truth]))
         rows.append(
             row
             | {

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, dropout, linear
 
+from neumf_assets.core.neumf.compiled import CompiledTower, compiled_tower
 from neumf_assets.core.neumf.fused.library import MAX_DEPTH
 from neumf_assets.core.neumf.fused.tower import Precision, available, best_precision, fused_block_forward
 from neumf_assets.core.neumf.settings import NeuMFSettings
@@ -129,10 +130,11 @@ def initial_tables(
     n_cells: int,
     gene_bias: Tensor,
     generator: torch.Generator,
+    embedding_scale: float = 0.1,
     output_scale: float = 1.0,
     keep: Callable[[Iterator[Tensor]], Tensor] | None = None,
 ) -> Tables:
-    """Draw starting values on the CPU: embeddings N(0, 0.1), layers He-uniform, biases from the data.
+    """Draw starting values on the CPU: normal embeddings, layers He-uniform, biases from the data.
 
     Parameters
     ----------
@@ -145,15 +147,17 @@ def initial_tables(
         them.
     generator
         Seeded CPU generator.
+    embedding_scale
+        Standard deviation of the embeddings.
     output_scale
         Scale of the MLP's output weights.
     keep
         Takes the cells' values in parts and returns their table; puts them together by default.
     """
     n_datasets, n_genes = gene_bias.shape
-    drawn = _drawn_cells(layout, n_cells, generator)
+    drawn = _drawn_cells(layout, n_cells, generator, embedding_scale)
     cells = keep(drawn) if keep else torch.cat(list(drawn))
-    genes = 0.1 * torch.randn(n_genes, layout.gene_columns, generator=generator)
+    genes = embedding_scale * torch.randn(n_genes, layout.gene_columns, generator=generator)
     if layout.dispersion == "gene":
         genes[:, -1] = 0
     shifts = torch.zeros(n_datasets, n_genes, layout.shift_columns)
@@ -172,9 +176,9 @@ def initial_tables(
     return {"cells": cells, "genes": genes, "shifts": shifts, "tower": tower}
 
 
-def _drawn_cells(layout: Layout, n_cells: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _drawn_cells(layout: Layout, n_cells: int, generator: torch.Generator, scale: float) -> Iterator[Tensor]:
     for start in range(0, n_cells, DRAWN_CELLS):
-        cells = 0.1 * torch.randn(min(DRAWN_CELLS, n_cells - start), layout.size + 1, generator=generator)
+        cells = scale * torch.randn(min(DRAWN_CELLS, n_cells - start), layout.size + 1, generator=generator)
         cells[:, -1] = 0
         yield cells
 
@@ -264,6 +268,8 @@ class Tower:
         Whether matrix products run in bfloat16.
     fused
         Precision of the fused kernel for whole blocks; ``None``: plain operations.
+    compiled
+        What torch compiled for whole blocks while training; ``None``: plain operations.
     threads
         Threads of the fused kernel; by default as many as torch is set to use when the tower is made.
     """
@@ -273,13 +279,25 @@ class Tower:
     statistics: Tables = field(default_factory=dict)
     bfloat16: bool = False
     fused: Precision | None = None
+    compiled: CompiledTower | None = None
     threads: int = field(default_factory=torch.get_num_threads)
 
     @classmethod
-    def of(cls, layout: Layout, settings: NeuMFSettings, statistics: Tables, device: torch.device) -> Tower:
-        """Return the tower that ``settings`` ask for on this device."""
+    def of(
+        cls,
+        layout: Layout,
+        settings: NeuMFSettings,
+        statistics: Tables,
+        device: torch.device,
+        compile_it: bool = False,
+    ) -> Tower:
+        """Return the tower that ``settings`` ask for on this device; compiled, if that is worth it, on a GPU."""
         bfloat16 = use_bfloat16(settings, device)
-        return cls(layout, settings.dropout, statistics, bfloat16, fused_precision(layout, settings, device))
+        compiled = None
+        if compile_it and device.type == "cuda" and settings.fused == "auto" and is_plain(layout, settings):
+            compiled = compiled_tower(layout.tower, torch.bfloat16 if bfloat16 else torch.float32, device)
+        fused = fused_precision(layout, settings, device)
+        return cls(layout, settings.dropout, statistics, bfloat16, fused, compiled)
 
     def __call__(self, block: Block, first: Tensor, training: bool) -> Tensor:
         """Return the MLP's output for pre-activations ``first`` ``[..., h1]``."""
@@ -328,6 +346,9 @@ def block_scores(block: Block, tower: Tower, training: bool = False, out: Tensor
             threads=tower.threads,
             result=score,
         )
+    if block.layout.mlp and tower.compiled and torch.is_grad_enabled():
+        output = tower.compiled(*block.first_layer(), *block.hidden_layers(), block.parts["out_mlp"])
+        return score + output
     if block.layout.mlp:
         cell_side, gene_side = block.first_layer()
         score = torch.add(
@@ -354,10 +375,15 @@ def use_bfloat16(settings: NeuMFSettings, device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def is_plain(layout: Layout, settings: NeuMFSettings) -> bool:
+    """Tell whether the tower consists of products and rectifiers alone."""
+    return settings.dropout == 0 and not layout.batch_norm and len(layout.tower) > 0
+
+
 def fused_precision(layout: Layout, settings: NeuMFSettings, device: torch.device) -> Precision | None:
     """Return the precision in which the fused kernel can run this tower here, ``None`` where it cannot."""
-    plain = settings.dropout == 0 and not layout.batch_norm and 0 < len(layout.tower) <= MAX_DEPTH
-    if settings.fused == "off" or device.type != "cpu" or not plain:
+    fits = is_plain(layout, settings) and len(layout.tower) <= MAX_DEPTH
+    if settings.fused == "off" or device.type != "cpu" or not fits:
         return None
     if settings.precision == "auto":
         return best_precision()

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
 Rows = Tensor | slice
+
+
+class Adam(NamedTuple):
+    """Adam's constants: decay of the gradients' mean and of that of their squares, and what is added to its root.
+
+    As in the efficient form of Kingma and Ba (2015, section 2), the last is added before the bias is corrected.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+USUAL = Adam()
 
 
 class RowAdam:
@@ -33,15 +47,17 @@ class RowAdam:
         return self.table[rows].detach().requires_grad_()
 
     @torch.no_grad()
-    def update(self, rows: Rows, values: Tensor, gradient: Tensor, rate: Tensor | float) -> None:
+    def update(
+        self, rows: Rows, values: Tensor, gradient: Tensor, rate: Tensor | float, adam: Adam = USUAL
+    ) -> None:
         """Move the rows (their ``values`` as taken) against ``gradient`` by at most about ``rate`` (of each
         column)."""
         first, second, steps = self.first[rows], self.second[rows], self.steps[rows]
         steps += 1
-        first.lerp_(gradient, 1 - BETA1)
-        second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        scale = rate * (1 - BETA2**steps).sqrt_() / (1 - BETA1**steps)
-        step = first / second.sqrt().add_(EPSILON)
+        first.lerp_(gradient, 1 - adam.beta1)
+        second.mul_(adam.beta2).addcmul_(gradient, gradient, value=1 - adam.beta2)
+        scale = rate * (1 - adam.beta2**steps).sqrt_() / (1 - adam.beta1**steps)
+        step = first / second.sqrt().add_(adam.epsilon)
         new = values.detach().addcmul_(step, scale, value=-1)
         if isinstance(rows, Tensor):
             self.table.index_copy_(0, rows, new)

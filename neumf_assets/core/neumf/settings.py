@@ -157,6 +157,32 @@ class NeuMFSettings(Settings):
     warmup: float = Field(
         default=0.02, ge=0.0, le=0.5, description="Share of the steps in which the step size rises from 0."
     )
+    final_rate: float = Field(
+        default=0.01,
+        ge=0.0,
+        le=1.0,
+        description="Share of its peak that the step size has at the end of a linear or cosine schedule.",
+    )
+    beta1: float = Field(
+        default=0.9, ge=0.0, lt=1.0, description="Adam's memory of gradients (Kingma and Ba 2015)."
+    )
+    beta2: float = Field(
+        default=0.999, ge=0.0, lt=1.0, description="Adam's memory of squared gradients (Kingma and Ba 2015)."
+    )
+    epsilon: float = Field(
+        default=1e-8,
+        gt=0.0,
+        le=1.0,
+        description="Adam's least denominator (Kingma and Ba 2015); gradients are of summed losses, so it hardly "
+        "matters.",
+    )
+    initial_scale: float = Field(
+        default=0.1,
+        gt=0.0,
+        le=10.0,
+        description="Standard deviation of the embeddings that training starts from: close to the model that knows "
+        "the genes' means alone.",
+    )
     weight_decay: float = Field(
         default=50.0,
         ge=0.0,
@@ -228,7 +254,8 @@ class NeuMFSettings(Settings):
     )
     fused: Literal["auto", "off"] = Field(
         default="auto",
-        description="auto: the fused kernel of the tower where it can be had; off: plain torch operations.",
+        description="auto: on the CPU the fused kernel of the tower where it can be had, on a GPU the tower compiled "
+        "by torch where that is faster and the training long; off: plain torch operations.",
     )
     pretrain: Literal["none", "gmf", "both"] = Field(
         default="gmf",

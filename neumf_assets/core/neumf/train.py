@@ -25,6 +25,7 @@ from torch import Tensor
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.batches import Epoch, HeldOut, Plan, SparseCounts, Step
 from neumf_assets.core.neumf.checkpoint import Checkpoint, fingerprint
+from neumf_assets.core.neumf.compiled import WORTH_PAIRS
 from neumf_assets.core.neumf.dimensions import FEWEST, MOST, MOST_TOGETHER, significant_axes
 from neumf_assets.core.neumf.fused.tower import fused_block_loss
 from neumf_assets.core.neumf.genes import (
@@ -49,12 +50,11 @@ from neumf_assets.core.neumf.network import (
     pair_scores,
 )
 from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss, sparse_poisson_loss
-from neumf_assets.core.neumf.optimiser import RowAdam, Rows
+from neumf_assets.core.neumf.optimiser import Adam, RowAdam, Rows
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.workers import ALONE, Workers
 from neumf_assets.core.progress import Progress, silent
 
-FINAL_RATE = 0.01
 VALIDATION_PAIRS = 262_144
 FUSION_SCALE = 0.1
 GMF_SIZE_CELLS = 20_000
@@ -380,6 +380,7 @@ def initial_state(
         data.all_cells.size,
         data.gene_bias,
         generator,
+        embedding_scale=settings.initial_scale,
         output_scale=FUSION_SCALE if settings.pretrain == "gmf" and kind == "neumf" else 1.0,
         keep=partial(elsewhere.keep, kind) if elsewhere else None,
     )
@@ -524,10 +525,11 @@ def _stalled(state: State, settings: NeuMFSettings) -> bool:
 def _rate_shares(settings: NeuMFSettings, epoch: int, epochs: int, steps: int) -> list[float]:
     """Return the share of its peak that the step size has in every step of an epoch."""
     done = (epoch * steps + np.arange(steps) + 1) / (epochs * steps)
+    last = settings.final_rate
     shape = {
         "constant": np.ones(steps),
-        "linear": 1 - (1 - FINAL_RATE) * done,
-        "cosine": FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + np.cos(np.pi * done)),
+        "linear": 1 - (1 - last) * done,
+        "cosine": last + (1 - last) * 0.5 * (1 + np.cos(np.pi * done)),
     }[settings.schedule]
     rise = np.minimum(1.0, done / settings.warmup) if settings.warmup else 1.0
     return [float(share) for share in shape * rise]
@@ -572,7 +574,7 @@ class Stepper:
     def __init__(self, data: Data, state: State, frozen: frozenset[str] = frozenset()) -> None:
         self.data, self.state, self.settings = data, state, data.settings
         self.trained = [name for name in state.optimisers if name not in frozen]
-        self.tower = Tower.of(state.layout, self.settings, state.statistics, data.device)
+        self.tower = Tower.of(state.layout, self.settings, state.statistics, data.device, self._is_long())
         self.fused = self._fused()
         self.training = "tower" not in frozen  # a frozen tower neither drops units nor renews its statistics
         self.members = np.bincount(data.all_cells, minlength=data.n_datasets)
@@ -580,6 +582,7 @@ class Stepper:
         self.decay = self._decay()
         self.expected_bias = data.gene_bias.to(data.device).view(-1)
         self.rates = self._column_rates()
+        self.adam = Adam(self.settings.beta1, self.settings.beta2, self.settings.epsilon)
 
     @property
     def operation_threads(self) -> int:
@@ -668,6 +671,11 @@ class Stepper:
         score = block_scores(block, self.tower, training=self.training)
         loss = entry_loss(score, data.log_size[cells][:, None], y, self.settings, block.log_dispersion)
         return (loss if mask is None else loss * mask).sum(), y.numel()
+
+    def _is_long(self) -> bool:
+        """Tell whether there is so much to train that compiling the tower is worth it."""
+        pairs = float(self.data.counts.n_cells) * self.data.counts.n_genes
+        return self.settings.pairs == "full" and pairs * self.settings.epochs >= WORTH_PAIRS
 
     def _fused(self) -> bool:
         """Tell whether the fused kernel knows this objective and link."""
@@ -795,7 +803,7 @@ class Stepper:
                 gradient.mul_(factor)
         for name, gradient in gradients.items():
             self.state.optimisers[name].update(
-                rows[name], leaves[name], gradient, rate_share * self.rates[name]
+                rows[name], leaves[name], gradient, rate_share * self.rates[name], self.adam
             )
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from neumf_assets.core.neumf.optimiser import RowAdam
+from neumf_assets.core.neumf.optimiser import Adam, RowAdam
 
 
 def gradients(steps: int, rows: int, columns: int) -> torch.Tensor:
@@ -29,6 +29,21 @@ def test_the_dense_step_is_adam() -> None:
         rows = slice(None)
         adam.update(rows, adam.take(rows), gradient.clone(), 0.05)
     torch.testing.assert_close(table, reference(start, taken, 0.05), rtol=1e-5, atol=1e-6)
+
+
+def test_its_constants_are_those_given() -> None:
+    start, taken = torch.ones(5, 3, dtype=torch.float64), gradients(20, 5, 3)
+    table, parameter = start.clone(), start.clone().requires_grad_()
+    adam, theirs = RowAdam(table), torch.optim.Adam([parameter], lr=0.05, betas=(0.5, 0.9), eps=1e-12)
+    for gradient in taken:
+        adam.update(slice(None), adam.take(slice(None)), gradient.clone(), 0.05, Adam(0.5, 0.9, 1e-12))
+        parameter.grad = gradient.clone()
+        theirs.step()
+    torch.testing.assert_close(table, parameter.detach(), rtol=1e-5, atol=1e-6)
+    one = torch.zeros(1, 1, dtype=torch.float64)
+    first = RowAdam(one)
+    first.update(slice(None), first.take(slice(None)), torch.full_like(one, 2.0), 0.1, Adam(0.5, 0.75, 3.0))
+    torch.testing.assert_close(one, torch.full_like(one, -0.1 * 1.0 / (1.0 + 3.0)))
 
 
 def test_each_row_is_an_adam_of_its_own_steps() -> None:

@@ -55,6 +55,7 @@ def test_true_means_are_recovered(kind: str) -> None:
         {"block_genes": 13},
         {"gradient_clip": 0.01, "schedule": "linear"},
         {"precision": "bfloat16", "fused": "off"},
+        {"final_rate": 0.5, "beta1": 0.5, "beta2": 0.9, "epsilon": 0.1, "initial_scale": 0.3},
     ],
     ids=str,
 )
