@@ -21,7 +21,7 @@ from neumf_assets.core.cells.settings import (
 from neumf_assets.core.counts.settings import QCSettings, ReadSettings
 from neumf_assets.core.counts.simulate_settings import SimulatorSettings
 from neumf_assets.core.errors import BadSettings
-from neumf_assets.core.liger.settings import LigerSettings
+from neumf_assets.core.liger.settings import LigerSettings, SweepSettings
 from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
 from neumf_assets.core.neumf.settings import DenseSettings, NeuMFSettings, ineumf_defaults
 from neumf_assets.core.settings import Settings
@@ -140,6 +140,10 @@ class StudySettings(Settings):
     liger: LigerSettings = Field(
         LigerSettings(n_genes=2000),
         description="The LIGER arms; with as many genes as the integrative NeuMF, so that arms are compared alike.",
+    )
+    sweep: SweepSettings = Field(
+        SweepSettings(),
+        description="LIGER with other numbers of factors and other lambdas, to choose them by.",
     )
     ineumf: NeuMFSettings = Field(ineumf_defaults(), description="The integrative NeuMF over all datasets.")
     align: AlignSettings = Field(AlignSettings(), description="Alignment of the integrative NeuMF's cells.")

@@ -16,8 +16,15 @@ def stages(study: StudySettings) -> list[Stage]:
     """The stages that a study's settings ask for, in an order in which they can be computed."""
     arms = [arm for arm in ARMS if arm in study.arms]
     own = [integrate.shared_genes, *(item for arm in arms for item in integrate.STAGES[arm])]
+    if sweeps(study):
+        own.append(integrate.liger_sweep)
     common = [item for arm in arms for item in common_stages(arm)]
-    return [*ingest.STAGES, *model.STAGES, *own, *common, *report_stages(study.arms)]
+    return [*ingest.STAGES, *model.STAGES, *own, *common, *report_stages(study.arms, sweeps(study))]
+
+
+def sweeps(study: StudySettings) -> bool:
+    """Whether the study asks for LIGER with other numbers of factors or other lambdas."""
+    return "liger" in study.arms and bool(study.sweep.k or study.sweep.lam)
 
 
 def direct_inputs(declared: Sequence[Stage]) -> dict[str, tuple[str, ...]]:

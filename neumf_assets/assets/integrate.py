@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.inputs import load_all_counts, scaled_counts, selected_genes, stored_counts
 from neumf_assets.assets.model import loss_pictures, model_figures
@@ -138,6 +138,65 @@ def neumf_liger_factors(step: Step) -> Product:
         parts.append(scale_dense(matrix, gene_statistics(matrix), columns, device=step.device))
     result = factorise(parts, step.study.liger, device=step.device, progress=step.progress)
     return _factors_product(result, list(opened), genes)
+
+
+@stage(
+    name=("liger", "sweep"),
+    group="integrate",
+    inputs=("counts", "shared_genes"),
+    settings=("liger", "sweep"),
+    kinds=("parquet", "pytorch"),
+    columns=(
+        ("varied", "string", "k or lambda"),
+        ("k", "int", "number of factors"),
+        ("lam", "float", "lambda"),
+        ("objective", "float", "at the end"),
+        (
+            "divergence",
+            "float",
+            "bits, median over cells: how far loadings are from equal shares of all factors",
+        ),
+        ("kkt", "float", "relative violation of the optimality conditions"),
+        ("seconds", "float", "of this factorisation, given the one before"),
+    ),
+    uses_device=True,
+)
+def liger_sweep(step: Step) -> Product:
+    """LIGER's factorization with other numbers of factors and other lambdas, to choose them by.
+
+    Each starts from the one before. More factors always lower the objective; rliger's rule takes the number where
+    the divergence of the loadings stops to rise. A larger lambda raises the objective, as it leaves less to the
+    datasets' own factors.
+    """
+    import pandas as pd
+
+    from neumf_assets.core.liger.stored import readable
+    from neumf_assets.core.liger.sweep import sweep_k, sweep_lambda
+
+    study = step.study
+    with stored_counts(step) as counts:
+        datasets = readable(list(scaled_counts(step, counts).values()), study.liger, device=step.device)
+        how: dict[str, Any] = {"device": step.device, "progress": step.progress}
+        points = [("k", point) for point in sweep_k(datasets, study.sweep.k, study.liger, **how)]
+        points += [("lambda", point) for point in sweep_lambda(datasets, study.sweep.lam, study.liger, **how)]
+    rows = [
+        {
+            "varied": varied,
+            "k": point.k,
+            "lam": point.lam,
+            "objective": point.objective,
+            "divergence": point.divergence,
+            "kkt": point.result.kkt,
+            "seconds": point.seconds,
+        }
+        for varied, point in points
+    ]
+    table = pd.DataFrame(rows)
+    return Product(
+        lambda folder: table.to_parquet(folder / "sweep.parquet", index=False),
+        {"rows": len(rows)},
+        tables={"factorisations": rows},
+    )
 
 
 def _factors_product(result: INMFResult, datasets: list[str], genes: list[str]) -> Product:

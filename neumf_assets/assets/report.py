@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 SHUFFLED = "shuffled data"
 
 
-def report_stages(arms: tuple[Arm, ...]) -> list[Stage]:
-    """The stages that look at all arms of a study."""
+def report_stages(arms: tuple[Arm, ...], sweep: bool = False) -> list[Stage]:
+    """The stages that look at all arms of a study, and the report at LIGER's ``sweep`` where there is one."""
     ordered = [arm for arm in ARMS if arm in arms]
-    return [_comparison(ordered), _markers(ordered), _integrated(ordered), _report(ordered)]
+    return [_comparison(ordered), _markers(ordered), _integrated(ordered), _report(ordered, sweep)]
 
 
 def _of_arms(arms: Sequence[str], *names: str) -> list[str]:
@@ -281,7 +281,7 @@ def provenance(step: Step) -> dict[str, Any]:
     }
 
 
-def _report(arms: list[Arm]) -> Stage:
+def _report(arms: list[Arm], sweep: bool) -> Stage:
     @stage(
         group="report",
         inputs=(
@@ -292,6 +292,7 @@ def _report(arms: list[Arm]) -> Stage:
             *_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
             "comparison",
             "markers",
+            *(["liger/sweep"] if sweep else []),
         ),
         settings=("title", "label_column", "arms"),
         kinds=("html", "json"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         MarkerGene,
         Provenance,
         ReportContent,
+        SweepRow,
     )
 
 _MARKERS_SHOWN = 8
@@ -48,6 +49,7 @@ def report_content(step: Step, scores: Mapping[str, ArmScores]) -> ReportContent
         comparison=comparison,
         curves=[*_model_curves(step), *(curve_of(step, arm) for arm in scores)],
         evaluations=[_evaluation(step, name) for name in step.all("neumf_evaluation")],
+        sweep=_sweep(step),
         markers=_markers(step),
         markers_arm=step.one("markers").manifest.figures["arm"],
         warnings=_warnings(step),
@@ -181,6 +183,16 @@ def _markers(step: Step) -> dict[str, list[MarkerGene]]:
             )
         )
     return found
+
+
+def _sweep(step: Step) -> list[SweepRow]:
+    from neumf_assets.core.report.content import SweepRow
+
+    if "liger/sweep" not in step.inputs:
+        return []
+    columns = ["varied", "k", "lam", "objective", "divergence", "seconds"]
+    table = read_table(step.one("liger/sweep"), "sweep")[columns]
+    return [SweepRow(*row) for row in table.itertuples(index=False)]
 
 
 def _warnings(step: Step) -> list[str]:

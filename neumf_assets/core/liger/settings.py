@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -128,3 +128,16 @@ class LigerSettings(Settings):
         "they are; Harmony's 1.",
     )
     top_genes: int = Field(default=30, ge=1, le=10_000, description="Top genes listed for each factor.")
+
+
+class SweepSettings(Settings):
+    """Other numbers of factors and other lambdas to factorise with, to choose them by; none by default."""
+
+    k: tuple[Annotated[int, Field(ge=2, le=500)], ...] = Field(
+        default=(),
+        description="Numbers of factors to try, as [10, 20, 30]; each starts from the factors of the one before.",
+    )
+    lam: tuple[Annotated[float, Field(ge=0, le=1e6)], ...] = Field(
+        default=(),
+        description="Lambdas to try, as [1, 5, 20]; each starts from the factors of the one before.",
+    )

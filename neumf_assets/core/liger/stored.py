@@ -82,6 +82,20 @@ def factorise_stored(
     return replace(result, H=H)
 
 
+def readable(
+    datasets: Sequence[StoredScaled], settings: LigerSettings, *, device: str = "cpu"
+) -> list[sp.csr_matrix | ChunkedMatrix]:
+    """Return datasets as all of iNMF takes them: in memory where they fit into the budget, else read in batches.
+
+    The order of the cells is another then.
+    """
+    needed = BYTES_PER_ENTRY * sum(data.counts.nnz for data in datasets)
+    batches = f"batches of {settings.batch_cells} cells are read from disk in every iteration"
+    if not memory.exceeds(needed, "Repeated factorisation", batches):
+        return [data.whole() for data in datasets]
+    return [data.batches(settings.batch_cells, device)[0] for data in datasets]
+
+
 def batch_pieces(n_cells: int, batch_cells: int) -> list[NDArray[np.intp]]:
     """Return the cells of each mini-batch, ascending: every so-manyth piece of consecutive cells."""
     number = max(1, -(-n_cells // batch_cells))

@@ -94,6 +94,18 @@ class DatasetEvaluation:
 
 
 @dataclass(frozen=True)
+class SweepRow:
+    """One factorisation of a row of them in which ``varied`` (``k`` or ``lambda``) grows."""
+
+    varied: str
+    k: int
+    lam: float
+    objective: float
+    divergence: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class MarkerGene:
     """A gene that one cluster's cells show more than all others, from raw counts."""
 
@@ -133,6 +145,7 @@ class ReportContent:
     comparison: Comparison | None = None
     curves: Sequence[Curves] = ()
     evaluations: Sequence[DatasetEvaluation] = ()
+    sweep: Sequence[SweepRow] = ()
     markers: Mapping[str, Sequence[MarkerGene]] = field(default_factory=dict)
     markers_arm: str = ""
     warnings: Sequence[str] = ()

@@ -571,6 +571,27 @@ def _factors_section(content: ReportContent) -> dict[str, Any] | None:
     return {"id": "factors", "title": "Top genes of the factors", "kind": "factors", "tables": tables}
 
 
+def _sweep_section(content: ReportContent) -> dict[str, Any] | None:
+    if not content.sweep:
+        return None
+    tables = []
+    for varied, title in (
+        ("k", "Number of factors, k"),
+        ("lambda", "Penalty of the datasets' own part, lambda"),
+    ):
+        rows = [
+            (
+                f"{row.k if varied == 'k' else row.lam:g}",
+                [Cell(number(row.objective)), Cell(number(row.divergence)), Cell(number(row.seconds, 1))],
+            )
+            for row in content.sweep
+            if row.varied == varied
+        ]
+        if rows:
+            tables.append((title, Table(["Objective", "Divergence, bits", "Seconds"], rows, corner=varied)))
+    return {"id": "sweep", "title": "Choice of k and lambda", "kind": "sweep", "tables": tables}
+
+
 def _provenance_section(content: ReportContent) -> dict[str, Any] | None:
     provenance = content.provenance
     sources = [(d.name, d.source, d.sha256) for d in content.datasets if d.sha256 or d.source]
@@ -607,5 +628,6 @@ _SECTIONS: tuple[Callable[[ReportContent], dict[str, Any] | None], ...] = (
     _clusters_section,
     _markers_section,
     _factors_section,
+    _sweep_section,
     _provenance_section,
 )

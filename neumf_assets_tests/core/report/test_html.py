@@ -21,6 +21,7 @@ from neumf_assets.core.report.content import (
     MarkerGene,
     Provenance,
     ReportContent,
+    SweepRow,
 )
 from neumf_assets.core.report.html import render_report, report_html
 from neumf_assets.core.report.plots import RunScore
@@ -155,6 +156,7 @@ def full() -> ReportContent:
                 rng.poisson(predicted),
             )
         ],
+        sweep=[SweepRow("k", k, 5.0, 9e5 - k, 0.1 * k, 1.5) for k in (10, 20)],
         markers={"10": [MarkerGene("GNLY", 4.2, 1e-9, 0.9, 0.1)], "2": [MarkerGene("MS4A1", 3.1)]},
         markers_arm="ineumf",
         warnings=["Some cells have no label."],
@@ -193,6 +195,7 @@ ALL_SECTIONS = [
     "clusters",
     "markers",
     "factors",
+    "sweep",
     "provenance",
 ]
 
@@ -254,6 +257,8 @@ def test_tables_hold_the_figures(page):
         "0.001",
     ]
     assert "Shuffled data: the scores of LIGER" in page.text_of["comparison"]
+    assert page.row("20") == ["20", "899,980", "2.000", "1.5"]
+    assert "Penalty" not in page.text_of["sweep"]  # lambda was not varied
     assert page.row("SVD of log counts") == ["SVD of log counts", "0.1900"]
     assert page.row("Popularity") == ["Popularity", "0.700"]
     assert ["1", "ISG15", "CXCL10"] in [row for table in page.tables for row in table]
@@ -339,6 +344,7 @@ def test_empty_study_is_a_valid_page_without_sections():
         ({"evaluations": []}, {"denoising"}),
         ({"curves": []}, {"training"}),
         ({"markers": {}}, {"markers"}),
+        ({"sweep": []}, {"sweep"}),
         ({"arms": []}, {"maps", "clusters", "factors"}),
         ({"warnings": []}, {"warnings"}),
         ({"provenance": None, "datasets": []}, {"provenance", "data"}),
