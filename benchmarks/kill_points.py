@@ -26,7 +26,7 @@ from benchmarks import harness
 
 POINTS, QUICK_POINTS = 20, 2
 _RERUN_EVERY = 5
-_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # at moments, in turn
+_SENT = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)  # at moments, in turn
 STUDY = """
 name: tiny
 label_column: cell_type
@@ -65,6 +65,9 @@ class Tally:
     """What was found at the kill-points of one kind of asset."""
 
     kills: int = 0
+    by_sigterm: int = 0
+    by_sigint: int = 0
+    too_late: int = 0
     reruns: int = 0
     data_lost: int = 0
     half_written_visible: int = 0
@@ -112,10 +115,14 @@ class Campaign:
             share = (number // 2 + 0.5) / ((points + 1) // 2)
             before = self.snapshot()
             if number % 2:
-                self._kill_at_time(kind, share * seconds, _SENT[number // 2 % len(_SENT)])
+                sent = _SENT[number // 2 % len(_SENT)]
+                status = self._kill_at_time(kind, share * seconds, sent)
+                tally.by_sigterm += sent == signal.SIGTERM
+                tally.by_sigint += sent == signal.SIGINT
             else:
-                self._kill_at_operation(kind, 1 + round(share * (operations - 1)))
+                status = self._kill_at_operation(kind, 1 + round(share * (operations - 1)))
             tally.kills += 1
+            tally.too_late += status == 0
             lost, half = self.damage(before, kind)
             tally.data_lost += lost
             tally.half_written_visible += half
@@ -158,14 +165,14 @@ class Campaign:
         folder = self.home.results("tiny")
         return [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
 
-    def _kill_at_operation(self, kind: Kind, operation: int) -> None:
-        _in_child(lambda report: self._materialise(kind, report, operation)).wait()
+    def _kill_at_operation(self, kind: Kind, operation: int) -> int:
+        return _in_child(lambda report: self._materialise(kind, report, operation)).wait()
 
-    def _kill_at_time(self, kind: Kind, seconds: float, sent: signal.Signals) -> None:
+    def _kill_at_time(self, kind: Kind, seconds: float, sent: signal.Signals) -> int:
         child = _in_child(lambda report: self._materialise(kind, report, None))
         time.sleep(seconds)
         os.kill(child.pid, sent)
-        child.wait()
+        return child.wait()
 
     def _materialise(self, kind: Kind, report: Any, die_at: int | None) -> int:
         """In the child: clean up after the dead, then compute one asset as ``neumf-assets run`` does."""
@@ -250,6 +257,7 @@ def _in_child(work: Any) -> Child:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0,) if os.environ.get("NEUMF_KILL_POINTS_SHOW") else (0, 1, 2):
             os.dup2(nowhere, stream)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         status = work(lambda told: os.write(writer, (json.dumps(told) + "\n").encode()))
     finally:
         os._exit(status)
