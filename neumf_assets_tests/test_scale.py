@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import scale
+from benchmarks import plan, scale
 
 
 @pytest.fixture
@@ -90,3 +91,36 @@ def test_bytes_and_processor_seconds_of_a_call_are_counted(tmp_path: Path) -> No
     assert found["processor_seconds"] > 0 and found["written_mib"] >= 0
     assert {"peak_mib", "read_mib", "disk_read_mib", "disk_written_mib"} <= set(found)
     assert len(list((tmp_path / "inbox").glob("*.h5ad"))) == 2
+
+
+KNOWN = plan.Constants(pairs_per_second=1e7, bytes_per_step=2.7e5, jitter=0.0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 16])
+def test_the_plan_agrees_with_a_simulation_of_every_message(workers: int) -> None:
+    computed, summed = plan.step_seconds(KNOWN, workers)
+    assert plan.simulated_step(KNOWN, workers) == pytest.approx(computed + summed, rel=1e-9)
+    varied = replace(KNOWN, jitter=0.1)
+    assert computed + summed <= 1.02 * plan.simulated_step(varied, workers) < 1.5 * (computed + summed)
+
+
+def test_what_is_sent_follows_from_workers_and_steps_and_memory_from_cells_of_a_worker() -> None:
+    small, large = (plan.training(KNOWN, cells, workers) for cells, workers in ((10**6, 4), (10**8, 400)))
+    assert small["gib_per_worker"] == large["gib_per_worker"]
+    steps = [sum(plan.step_seconds(KNOWN, workers)) for workers in (4, 400)]
+    assert large["hours"] / small["hours"] == pytest.approx(steps[1] / steps[0], rel=0.02)
+    sent = large["sent_gib_per_worker"] / small["sent_gib_per_worker"]
+    assert sent == pytest.approx((399 / 400) / (3 / 4), rel=0.02)
+    alone = plan.training(KNOWN, 10**6, 1)
+    assert alone["share_of_sums"] == alone["sent_gib_per_worker"] == 0
+
+
+def test_a_straight_line_tells_what_the_largest_size_takes() -> None:
+    rows = [
+        {"stage": "whole study", "cells": cells, "seconds": 50 + 0.003 * cells, "peak_mib": 600.0}
+        for cells in (10_000, 100_000, 1_000_000)
+    ]
+    found = plan.whole_study(rows)
+    assert found["seconds of 1,000,000 cells, measured over foretold from the smaller sizes"] == 1.0
+    assert found["seconds of 100,000,000 cells on one machine like this"] == pytest.approx(300_050, rel=0.01)
+    assert plan.whole_study(rows[:1]) == {}
