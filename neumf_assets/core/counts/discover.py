@@ -398,6 +398,7 @@ def _list_remote(url: str) -> list[_Entry]:
 
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem.invalidate_cache()  # a process that lives long would see for ever what it saw first
         return _remote_entries(filesystem, root)
     except Exception as error:  # each file system raises its own
         reason = str(error).strip() or type(error).__name__
@@ -414,19 +415,29 @@ def _remote_entries(filesystem: Any, folder: str) -> list[_Entry]:
             continue  # object stores list a folder's own marker among its content
         modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0.0
         seconds = float(modified.timestamp()) if hasattr(modified, "timestamp") else _number(modified)
-        tag = info.get("ETag") or info.get("md5") or info.get("checksum") or f"{info.get('size')}-{modified}"
+        is_folder = info.get("type") == "directory"
+        # A web server answers for a folder with a page; only a trailing slash tells it from a file.
+        slash = "/" if is_folder and path.startswith(("http://", "https://")) else ""
         entries.append(
             _Entry(
                 name=path.rsplit("/", 1)[-1],
-                path=filesystem.unstrip_protocol(path),
-                is_folder=info.get("type") == "directory",
+                path=filesystem.unstrip_protocol(path) + slash,
+                is_folder=is_folder,
                 bytes=int(info.get("size") or 0),
                 modified=seconds,
-                fingerprint=partial(str, tag),
+                fingerprint=partial(_remote_fingerprint, filesystem, path, info),
                 children=partial(_remote_entries, filesystem, path),
             )
         )
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def _remote_fingerprint(filesystem: Any, path: str, listed: dict[str, Any]) -> str:
+    """ETag or checksum, else size and time; a web server's listing tells none of them, so the file is asked."""
+    known = listed if listed.get("size") is not None else {**listed, **filesystem.info(path)}
+    tag = known.get("ETag") or known.get("md5") or known.get("checksum") or known.get("Content-MD5")
+    changed = [known.get(key) for key in ("LastModified", "mtime", "last_modified", "Last-Modified")]
+    return str(tag or f"{known.get('size')}-{next(filter(None, changed), '')}")
 
 
 def _number(value: Any) -> float:

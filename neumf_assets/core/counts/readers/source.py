@@ -119,6 +119,7 @@ def _download(url: str, scratch: Path) -> tuple[Path, str]:
     base = PurePosixPath(url.split("?")[0].rstrip("/")).name
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem.invalidate_cache()  # an object may have been replaced since this process listed it
         if _is_market(base):
             parent = root.rpartition("/")[0]
             triple = find_triple(_names(filesystem, parent), base, url)
