@@ -72,7 +72,7 @@ def pyliger(X: list, wanted: dict) -> tuple:
 
     data = [anndata.AnnData(csr_matrix(x), layers={"scale_data": csr_matrix(x)}) for x in X]
     study = SimpleNamespace(num_samples=len(X), adata_list=data, var_genes=data[0].var_names)
-    optimize_ALS(study, k=wanted["k"], value_lambda=wanted["lam"], max_iters=30, rand_seed=wanted["seed"])
+    optimize_ALS(study, k=wanted["k"], value_lambda=wanted["lam"], max_iters=30, rand_seed=wanted["seed"] + 1)
     return data[0].varm["W"].T, [a.varm["V"].T for a in data], [a.obsm["H"] for a in data]
 
 

@@ -3,7 +3,7 @@
 A real daemon and a real code server watch the inbox of a small study. A dataset arrives every interval, one in
 six cannot be used, and the process of one run in ten is killed (SIGKILL). When the time is up and everything
 has come to rest: is every good dataset in the study's last result, does every bad one have its note with the
-reason, is no run in progress, and how did the memory of the two services develop?
+reason, is no run in progress, and did the memory of the two services stay as it was?
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ INTERVAL, QUICK_INTERVAL = 60.0, 15.0
 PATIENCE = 900.0  # seconds for what is still to be done when the last dataset has arrived
 BAD_EVERY, KILL_EVERY = 6, 10
 SAMPLE_EVERY = 5.0
+FLAT = 0.05  # of the memory at first: how much more it may be at the end
+JUDGED_AFTER = 20.0  # minutes; before, services still import what they use for the first time
 NAME = "soak"
 STUDY = """\
 name: soak
@@ -231,7 +233,7 @@ def _each_minute(samples: list[tuple[float, float]]) -> list[float]:
     return [round(used, 1) for _, used in samples[:: round(60 / SAMPLE_EVERY)]]
 
 
-def _trend(samples: list[tuple[float, float]]) -> dict[str, float]:
+def _trend(samples: list[tuple[float, float]]) -> dict[str, Any]:
     times, used = np.array(samples).T
     times = (times - times[0]) / 3600
     warm = times >= times[-1] * 0.1
@@ -241,6 +243,7 @@ def _trend(samples: list[tuple[float, float]]) -> dict[str, float]:
     first, last = (statistics.median(part) for part in (used[warm][:third], used[warm][-third:]))
     figures = {"first_third_mib": first, "last_third_mib": last, "peak_mib": used.max()}
     return {
+        "flat": bool(last <= first * (1 + FLAT)),
         **{name: round(float(value), 1) for name, value in figures.items()},
         "slope_mib_per_hour": round(slope, 1),
         "slope_of_last_third_mib_per_hour": round(last_slope, 1),
@@ -331,6 +334,8 @@ class Soak:
         return without
 
     def _findings(self, instance: Any, reaper: Reaper, rest_after: float) -> dict[str, Any]:
+        from neumf_assets.file_lock import FileLock
+
         arrivals, integrated = self.feeder.arrivals, set(self._integrated())
         left_over = self.services.left_over(patience=30.0)
         statuses = Counter(run.status.value for run in instance.get_runs())
@@ -346,7 +351,7 @@ class Soak:
             "runs killed": len(reaper.killed),
             "in progress at the end": len(self._unfinished(instance)),
             "processes left over": left_over,
-            "locks left over": len(list(self.home.run_locks.glob("*"))),
+            "locks held at the end": sum(FileLock(path).held() for path in self.home.run_locks.glob("[!.]*")),
             "arrival to integrated, median s": round(statistics.median(waited), 1) if waited else None,
             "arrival to integrated, longest s": round(max(waited), 1) if waited else None,
             "at rest after the last arrival, s": round(rest_after + self.interval, 1),
@@ -354,7 +359,9 @@ class Soak:
         lost = sorted(set(arrivals.good) - integrated)
         unnoted = self._unnoted()
         wrong = [lost, unnoted, integrated - set(arrivals.good), self._unfinished(instance)]
-        passed = not any(wrong) and not figures["processes left over"]
+        passed = (
+            not any(wrong) and not figures["processes left over"] and not figures["locks held at the end"]
+        )
         notes = [f"runs by status: {dict(statuses)}"]
         notes += [f"not integrated: {', '.join(lost)}"] if lost else []
         notes += [f"not refused: {', '.join(unnoted)}"] if unnoted else []
@@ -372,9 +379,13 @@ def main(quick: bool = False) -> dict[str, Any]:
     if not found["passed"]:
         print(json.dumps(found), file=sys.stderr)
     rows = [{"what": name, "value": value} for name, value in found["figures"].items()]
+    growing = [one["service"] for one in found["memory"] if not one["flat"]]
+    memory = f"memory of the {' and the '.join(growing)} GROWS" if growing else "memory flat"
+    if minutes < JUDGED_AFTER:
+        memory = "too short to judge the memory"
     return {
         "title": f"{minutes:g} minutes, a dataset every {interval:g} s, one in {BAD_EVERY} bad, "
-        f"one run in {KILL_EVERY} killed: {'passed' if found['passed'] else 'FAILED'}",
+        f"one run in {KILL_EVERY} killed: {'passed' if found['passed'] else 'FAILED'}, {memory}",
         **found,
         "rows": rows,
         "notes": [

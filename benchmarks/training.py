@@ -25,6 +25,8 @@ from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import fit
 
+DEFAULT = NeuMFSettings(gmf_size=50)
+"""The default model at its largest: as many dimensions as the notebook's, whatever the counts support."""
 GENES = 2000
 LARGE_BATCH = 8192
 
@@ -93,7 +95,6 @@ def predictions(model: NeuMFModel, seconds: float) -> dict[str, Callable[[], flo
 
 def arms() -> dict[str, NeuMFSettings]:
     """Return the settings of the block trainer that are measured."""
-    default = NeuMFSettings()
     changes: dict[str, dict[str, Any]] = {
         "NeuMF": {},
         "NeuMF, float32": {"precision": "float32"},
@@ -102,7 +103,7 @@ def arms() -> dict[str, NeuMFSettings]:
         "MLP": {"kind": "mlp"},
         "GMF": {"kind": "gmf"},
     }
-    return {f"block trainer, {name}": default.model_copy(update=change) for name, change in changes.items()}
+    return {f"block trainer, {name}": DEFAULT.model_copy(update=change) for name, change in changes.items()}
 
 
 def methods(counts: csr_matrix, seconds: float) -> dict[str, Callable[[], float]]:
@@ -113,9 +114,9 @@ def methods(counts: csr_matrix, seconds: float) -> dict[str, Callable[[], float]
         f"pairwise, batches of {LARGE_BATCH:,}": large,
     }
     found |= {name: partial(block_rate, counts, settings) for name, settings in arms().items()}
-    found |= predictions(trained(counts, NeuMFSettings()), seconds)
+    found |= predictions(trained(counts, DEFAULT), seconds)
     if torch.cuda.is_available():
-        found["block trainer, NeuMF, GPU"] = partial(block_rate, counts, NeuMFSettings(), "cuda", 10)
+        found["block trainer, NeuMF, GPU"] = partial(block_rate, counts, DEFAULT, "cuda", 10)
     return found
 
 
@@ -172,7 +173,7 @@ def main(quick: bool = False) -> dict[str, Any]:
         "ratios": _ratios(found.rates, found.matrix),
         "skipped": skipped,
         "notes": [
-            f"{flops_per_pair(NeuMFSettings()):,} floating point operations for a pair of the default NeuMF, "
+            f"{flops_per_pair(DEFAULT):,} floating point operations for a pair of the default NeuMF, "
             "forward and backward; rates are the best of the rounds: whatever else runs only slows.",
             "Peak memory is the process's while a method ran; the interpreter, torch and the counts are in it.",
         ],
@@ -204,7 +205,7 @@ def _ratios(rates: dict[str, float], matrix: dict[str, float]) -> dict[str, floa
         for name, rate in rates.items()
         if name.startswith("prediction")
     }
-    limit = max(matrix["bfloat16"], matrix["float32"]) / flops_per_pair(NeuMFSettings())
+    limit = max(matrix["bfloat16"], matrix["float32"]) / flops_per_pair(DEFAULT)
     return over | {
         "limit of the matrix rate, pairs per second": harness.significant(limit),
         "share of that limit reached": harness.significant(ours / limit, 3),

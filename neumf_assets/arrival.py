@@ -18,10 +18,13 @@ from neumf_assets.partitions import partitions_name
 from neumf_assets.plan import plan
 from neumf_assets.quarantine import Quarantine, Refusal, give_up, gone, left_behind
 from neumf_assets.settings import StudySettings
-from neumf_assets.sources import find_sources, source_digests
+from neumf_assets.sources import find_sources
 
 REQUESTS_AT_ONCE = 100
 """Runs asked for by one look, at most: the daemon creates them one after the other."""
+
+LOOK_SECONDS = 10.0
+"""Datasets are compared with the storage for so long in one look: Dagster breaks a tick off after a minute."""
 
 _LONGEST_WAIT = 10  # times quiet_seconds
 _SHOWN = 12  # characters of an identity that are kept: enough to tell one from another
@@ -41,6 +44,7 @@ class Watch:
     """What is remembered from one look to the next, by dataset (or file, where it is refused)."""
 
     seen: dict[str, str] = field(default_factory=dict)  # identity at the last look
+    due: dict[str, str] = field(default_factory=dict)  # identity that a run is to be asked for
     requested: dict[str, str] = field(default_factory=dict)  # identity that a run was asked for
     times: dict[str, int] = field(default_factory=dict)  # how many runs were asked for
     failures: dict[str, int] = field(default_factory=dict)  # how many of them failed, for the same file
@@ -68,6 +72,7 @@ class Watch:
         ]
         if present != self.seen:
             self.seen, self.changed = present, now
+            self.due = {name: due for name, due in self.due.items() if present.get(name) == due}
         self.waiting = (self.waiting or now) if ready else None
         return ready
 
@@ -82,6 +87,7 @@ class Watch:
         if self.requested.get(item.name) not in (None, _short(item)):
             self.failures.pop(item.name, None)
         self.requested[item.name] = _short(item)
+        self.due.pop(item.name, None)
         self.times[item.name] = self.times.get(item.name, 0) + 1
         return self.times[item.name]
 
@@ -142,23 +148,30 @@ def look(
     return _Looking(study, instance, Watch.from_cursor(cursor), time.time() if now is None else now).run()
 
 
-def out_of_date(study: StudySettings, item: DatasetFile) -> bool:
-    """Whether a dataset needs a run: not when this very file was processed or refused, by whatever means."""
-    if Quarantine(study).holds(item.name, item.identity):
-        return False
-    store = Home.from_environment().store()
-    known = store.find((study.name, "raw_counts", item.name))
-    if known is None or known.manifest.figures.get("identity") != item.identity:
-        return True
-    own = [one for one in stages(study) if one.per_dataset]
-    current = plan(study, own, source_digests(study, store, [item]), store)
-    return any(current.datasets.values())
+class _Comparison:
+    """Compares datasets with what the storage holds."""
+
+    def __init__(self, study: StudySettings) -> None:
+        self._study, self._quarantine = study, Quarantine(study)
+        self._store = Home.from_environment().store()
+        self._stages = [item for item in stages(study) if item.per_dataset]
+
+    def out_of_date(self, item: DatasetFile) -> bool:
+        """Whether a dataset needs a run: not when this very file was processed or refused, by whatever means."""
+        if self._quarantine.holds(item.name, item.identity):
+            return False
+        known = self._store.find((self._study.name, "raw_counts", item.name))
+        if known is None or known.manifest.figures.get("identity") != item.identity:
+            return True
+        source = {item.name: str(known.manifest.inputs["source"])}
+        return any(plan(self._study, self._stages, source, self._store).datasets.values())
 
 
 class _Looking:
     def __init__(self, study: StudySettings, instance: dg.DagsterInstance, watch: Watch, now: float) -> None:
         self.study, self.instance, self.watch, self.now = study, instance, watch, now
         self.quarantine = Quarantine(study)
+        self.comparison = _Comparison(study)
         self.found = Look()
 
     def run(self) -> Look:
@@ -187,16 +200,28 @@ class _Looking:
             return len(ready)
         busy = self._busy()
         free = [item for item in ready if item.name not in busy]
-        needed = []
-        for item in free:
-            if out_of_date(self.study, item):
-                needed.append(item)
-            else:
-                self.watch.settle(item)
+        needed = self._needed(free)
+        if needed is None:
+            return len(ready)
         # All names at once, so that nothing is built without those whose runs are asked for later.
         self.found.names = [item.name for item in needed]
         self.found.requests = [(item, self.watch.request(item)) for item in needed[:REQUESTS_AT_ONCE]]
         return len(ready) - len(free) + len(needed)
+
+    def _needed(self, free: Sequence[DatasetFile]) -> list[DatasetFile] | None:
+        """Those that need a run; None where there are more than one look can compare with the storage."""
+        end, compared = time.monotonic() + LOOK_SECONDS, 0
+        for item in free:
+            if self.watch.due.get(item.name) == _short(item):
+                continue
+            if compared and time.monotonic() > end:
+                return None
+            compared += 1
+            if self.comparison.out_of_date(item):
+                self.watch.due[item.name] = _short(item)
+            else:
+                self.watch.settle(item)
+        return [item for item in free if item.name in self.watch.due]
 
     def _busy(self) -> set[str]:
         """Datasets that have to wait for the runs there are.
@@ -273,7 +298,7 @@ class _Looking:
             item = present.get(record.dagster_run.tags.get(_PARTITION, ""))
             if item is None or record.dagster_run.tags.get(_WILL_RETRY) == "true":
                 continue
-            if self.watch.requested.get(item.name) == _short(item) and out_of_date(self.study, item):
+            if self.watch.requested.get(item.name) == _short(item) and self.comparison.out_of_date(item):
                 self._failed(item, record.dagster_run.run_id)
 
     def _failed(self, item: DatasetFile, run_id: str) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from neumf_assets.core.cgroup import memory_limit
 from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.memory import budget
 from neumf_assets.core.store import Draft
@@ -168,7 +169,7 @@ def check_processors() -> Iterator[Finding]:
     """Processors and memory that this process may use."""
     import psutil  # type: ignore[import-untyped]
 
-    memory = psutil.virtual_memory().available
+    memory = min(psutil.virtual_memory().available, memory_limit() or sys.maxsize)
     text = f"{usable_cpus()} of {os.cpu_count()} usable, {memory / _GIB:.1f} GiB of memory available"
     if memory < 2 * _GIB:
         yield Finding("warning", "processors", text, "free memory, or keep studies small")

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from neumf_assets.core.cgroup import cpu_quota
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.store import Store, write_atomically
 
@@ -117,14 +118,10 @@ class Home:
 
 
 def usable_cpus() -> int:
-    """Processors that this process may use: its affinity, cut by a control group's quota."""
+    """Processors that this process may use: its affinity, cut by its control groups' quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        limit, _, period = quota.read_text().partition(" ")
-        if limit.isdigit():
-            count = min(count, max(1, int(limit) // int(period)))
-    return count
+    quota = cpu_quota()
+    return count if quota is None else min(count, max(1, int(quota)))
 
 
 def requested_device() -> str:

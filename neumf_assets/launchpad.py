@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from neumf_assets.core.settings import Settings
+from neumf_assets.core.settings import Settings, allowed
 from neumf_assets.settings import StudySettings, explain
 
 
@@ -66,14 +66,8 @@ def _section(section: Settings, name: str) -> dg.Field:
 
 
 def _describe(field: FieldInfo) -> str:
-    bounds = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    limits = [
-        f"{word} {getattr(item, name)}"
-        for item in field.metadata
-        for name, word in bounds.items()
-        if getattr(item, name, None) is not None
-    ]
-    return f"{field.description or ''} Allowed: {', '.join(limits)}." if limits else field.description or ""
+    limits = allowed(field)
+    return f"{field.description or ''} Allowed: {limits}." if limits else field.description or ""
 
 
 def _type(annotation: Any, name: str) -> Any:

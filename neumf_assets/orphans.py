@@ -2,17 +2,22 @@
 
 A process that executes a run holds a lock in ``$NEUMF_HOME/locks/runs``. The operating system frees the lock
 when the process dies, whether by a kill, for want of memory, or with the machine. A run that is "in progress"
-with a free lock is therefore dead, and nobody else would ever say so.
+with a free lock is therefore dead, and nobody else would ever say so. Where steps have processes of their own,
+these end with the one that executes their run, so that none computes on for nobody and keeps a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import dagster as dg
 
-from neumf_assets.file_lock import is_dead, sign_of_life
+from neumf_assets.file_lock import FileLock, is_dead, sign_of_life
 from neumf_assets.home import Home
 
 IN_PROGRESS = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
@@ -23,6 +28,22 @@ def alive(home: Home, run_id: str) -> Iterator[None]:
     """Hold the run's lock while the body executes it."""
     with sign_of_life(home.run_locks / run_id, run=run_id):
         yield
+
+
+def end_with_run(home: Home, run_id: str) -> None:
+    """Where this is a step's own process: end it as soon as the one that executes its run dies.
+
+    Nobody waits for its result then, and the run will be started once more.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or FileLock(home.run_locks / run_id).holder().get("pid") != parent.pid:
+        return
+
+    def end() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)  # at once: computing in C, it would not hear a politer one
+
+    threading.Thread(target=end, name="ends-with-run", daemon=True).start()
 
 
 def process_is_gone(home: Home, run_id: str) -> bool:

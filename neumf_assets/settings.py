@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from dagster._core.definitions.utils import is_valid_owner
+from dagster._utils.schedules import is_valid_cron_string
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from neumf_assets.core.cells.settings import (
     AlignSettings,
@@ -25,6 +28,7 @@ from neumf_assets.core.settings import Settings
 
 Arm = Literal["liger", "neumf_liger", "ineumf"]
 ARMS: tuple[Arm, ...] = ("liger", "neumf_liger", "ineumf")
+_WITHOUT_VALUE = ("extra_forbidden", "missing")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 NAME_RULE = "1 to 64 letters, digits, '_' and '-', the first a letter or digit"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -71,6 +75,25 @@ class ScheduleSettings(Settings):
         description="For a study that is fed regularly: results older than this are marked as overdue in the "
         "UI; null: results are as old as the last arrival.",
     )
+
+    @field_validator("cron", "retrain")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        if value is not None and not is_valid_cron_string(value.strip()):
+            raise ValueError(
+                "not a cron expression: minute 0-59, hour 0-23, day 1-31, month 1-12 and day of the week 0-6, "
+                "or @hourly, @daily, @weekly, @monthly"
+            )
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("not a time zone; use a name of the tz database, as Europe/Berlin") from None
+        return value
 
 
 class RequestSettings(Settings):
@@ -142,6 +165,14 @@ class StudySettings(Settings):
         "integrate, report); others ask for 1 processor and 2048 MiB.",
     )
 
+    @field_validator("owners")
+    @classmethod
+    def _owners(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in value:
+            if not is_valid_owner(owner):
+                raise ValueError(f"{owner!r} is neither an e-mail address nor team:NAME")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _over_own_defaults(cls, values: Any) -> Any:
@@ -161,6 +192,20 @@ class StudySettings(Settings):
             raise ValueError("ineumf.preset: presets are for the model of a single dataset (model.preset)")
         if len(set(self.arms)) < len(self.arms):
             raise ValueError(f"arms names an arm twice: {list(self.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _requests_of_steps(self) -> Self:
+        if self.requests:
+            from neumf_assets.assets.catalogue import stages  # it needs the settings itself
+
+            everything = self.model_copy(update={"arms": ARMS})
+            known = {name for item in stages(everything) for name in (item.path, item.group)}
+            if unknown := sorted(set(self.requests) - known):
+                raise ValueError(
+                    f"requests names {unknown[0]!r}, which is neither an asset nor a group. "
+                    f"Known here: {', '.join(sorted(known))}"
+                )
         return self
 
     def request_of(self, asset: str, group: str) -> RequestSettings:
@@ -185,28 +230,8 @@ def explain(error: ValidationError, where: str) -> BadSettings:
     """Turn a pydantic error into one line for each setting: its key, what is wrong, what is allowed."""
     lines = []
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"]) or "(study)"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{where}: {key} is not a setting. Known here: {_known(problem['loc'][:-1])}.")
-        else:
-            lines.append(f"{where}: {key} = {problem['input']!r}: {problem['msg']}.")
+        key = ".".join(str(part) for part in problem["loc"])
+        shown = f" = {problem['input']!r}" if key and problem["type"] not in _WITHOUT_VALUE else ""
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {key}{shown}{': ' if key else ''}{message}.")
     return BadSettings("\n".join(lines))
-
-
-def _known(path: tuple[int | str, ...]) -> str:
-    model: type[Settings] = StudySettings
-    for part in path:
-        field = model.model_fields.get(str(part))
-        candidates = [] if field is None else _settings_in(field.annotation)
-        if not candidates:
-            break
-        model = candidates[0]
-    return ", ".join(sorted(model.model_fields))
-
-
-def _settings_in(annotation: object) -> list[type[Settings]]:
-    from typing import get_args
-
-    if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return [annotation]
-    return [found for part in get_args(annotation) for found in _settings_in(part)]

@@ -27,6 +27,7 @@ from neumf_assets.metadata import (
     materialisation_metadata,
     tags_of,
 )
+from neumf_assets.orphans import end_with_run
 from neumf_assets.out_of_memory import computed
 from neumf_assets.partitions import dataset_partitions, partitions_name
 from neumf_assets.plan import STANDS_FOR
@@ -116,6 +117,7 @@ def asset_of(
 def _compute(
     study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
 ) -> Iterator[Any]:
+    end_with_run(Home.from_environment(), context.run.run_id)
     given = {name: inputs.get(_input_name(name)) for name in declared.inputs}
     stored = {
         n: _stored(study, declared, context, n) if found is None else found for n, found in given.items()

@@ -93,6 +93,37 @@ def test_nothing_is_held_on_the_cpu(home: Path) -> None:
         assert not (home / "locks").exists()
 
 
+def test_the_devices_memory_is_given_back_after_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    path, held_when_freed = tmp_path / "gpu.lock", []
+    monkeypatch.setattr(device_lock, "lock_path", lambda home, device: path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held_when_freed.append(FileLock(path).held()))
+    with device_turn("cuda", LOG, "a step"):
+        assert held_when_freed == []
+    with pytest.raises(ValueError), device_turn("cuda", LOG, "a step that fails"):
+        raise ValueError
+    assert held_when_freed == [True, True]  # the next one finds it free of both, memory and lock
+    assert not FileLock(path).held()
+
+
+@pytest.mark.gpu
+def test_nothing_of_a_step_stays_on_the_gpu(home: Path) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    with device_turn("cuda", LOG, "a step"):
+        kept = torch.ones(2**24, device="cuda")
+        assert torch.cuda.memory_reserved() >= kept.nbytes
+        del kept
+    assert torch.cuda.memory_reserved() == 0
+
+
 @pytest.mark.parametrize("wrong", [ValueError, KeyboardInterrupt])
 def test_the_lock_is_free_after_a_failure(tmp_path: Path, wrong: type[BaseException]) -> None:
     path = tmp_path / "gpu.lock"

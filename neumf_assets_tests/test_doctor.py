@@ -104,6 +104,13 @@ def test_no_compiler_is_a_warning_with_the_mend(home: Path, monkeypatch: pytest.
     assert "g++" in warning.mend
 
 
+def test_a_container_with_little_memory_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "memory_limit", lambda: 2**30)
+    [finding] = doctor.check_processors()
+    assert finding.verdict == "warning"
+    assert "1.0 GiB" in finding.text
+
+
 def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NEUMF_HOME", "/proc/neumf" if os.getuid() == 0 else "/neumf")

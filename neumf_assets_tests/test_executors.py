@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import dagster as dg
+import psutil
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.executor.multiprocess import MultiprocessExecutor
@@ -16,8 +17,10 @@ from dagster._core.executor.multiprocess import MultiprocessExecutor
 from neumf_assets import executors
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.executors import EXECUTORS, PRELOADED, executor
+from neumf_assets.file_lock import FileLock
 from neumf_assets.home import Home
 from neumf_assets.orphans import alive, dead_runs, fail_dead_runs, forget_ended_runs
+from neumf_assets_tests.e2e.servers import wait_for
 
 MULTIPROCESS = """
 import os, sys
@@ -49,6 +52,33 @@ if __name__ == "__main__":
     with dg.DagsterInstance.get() as instance:
         with dg.execute_job(dg.reconstructable(both), instance=instance) as result:
             print(result.run_id if result.success else "failed", os.getpid())
+"""
+
+
+ORPHAN = """
+import os, time
+from pathlib import Path
+import dagster as dg
+from neumf_assets import study_definitions
+from neumf_assets.assets.stage import Product, Step, stage
+from neumf_assets.executors import executor
+from neumf_assets.file_lock import FileLock
+from neumf_assets.settings import StudySettings
+
+@stage(group="model")
+def endless(step: Step) -> Product:
+    "Never ends."
+    assert FileLock(Path(os.environ["LOCK"])).acquire()
+    time.sleep(600)
+
+def job():
+    asset = study_definitions.asset_of(StudySettings(name="s"), endless, [], [endless])
+    whole = dg.define_asset_job("whole", executor_def=executor())
+    return dg.Definitions([asset], jobs=[whole], resources=study_definitions.RESOURCES).resolve_job_def("whole")
+
+if __name__ == "__main__":
+    with dg.DagsterInstance.get() as instance:
+        dg.execute_job(dg.reconstructable(job), instance=instance)
 """
 
 
@@ -124,6 +154,31 @@ def test_forked_steps_find_torch_loaded_and_the_run_is_known_to_live(home: Path,
     assert process != parent
     assert loaded == "sklearn,torch"
     assert list(folders.run_locks.iterdir()) == []
+
+
+def test_no_step_outlives_the_process_that_executes_its_run(home: Path, tmp_path: Path) -> None:
+    """It would keep the GPU, and its lock, while the run is started once more."""
+    folders = Home.from_environment()
+    folders.prepare()
+    (tmp_path / "program.py").write_text(ORPHAN)
+    lock = FileLock(tmp_path / "gpu.lock")
+    own = {"NEUMF_EXECUTOR": "multiprocess", "DAGSTER_HOME": str(folders.dagster), "LOCK": str(lock.path)}
+    run = subprocess.Popen([sys.executable, "program.py"], env={**os.environ, **own}, cwd=tmp_path)
+    try:
+        wait_for(lambda: lock.held() and "pid" in lock.holder(), "the step", 120)
+        step = psutil.Process(int(lock.holder()["pid"]))
+        assert step.pid != run.pid
+        run.kill()
+        run.wait()
+        wait_for(lambda: not lock.held(), "the end of the step", 30)
+        wait_for(
+            lambda: not step.is_running() or step.status() == psutil.STATUS_ZOMBIE, "its process' end", 30
+        )
+    finally:
+        run.kill()
+        run.wait()
+        if lock.held():
+            os.kill(int(lock.holder()["pid"]), signal.SIGKILL)
 
 
 def test_nothing_preloaded_breaks_in_a_fork() -> None:

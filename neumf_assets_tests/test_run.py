@@ -114,6 +114,16 @@ def test_a_folder_becomes_a_study_with_results(study: Home, finished: tuple[Path
     assert "ineumf" in finished[1]
 
 
+def test_the_report_shows_what_the_scores_are_by_chance(study: Home) -> None:
+    stored = study.store().get(("tiny", "comparison"))
+    chance = json.loads((stored.path / "comparison.json").read_text())["chance"]
+    scores = json.loads((study.results("tiny") / "summary.json").read_text())["arms"]["liger"]
+    assert abs(chance["ari_mean"]) < 0.05 < 0.2 < scores["ari_mean"]
+    assert abs(chance["ami_mean"]) < 0.05 < 0.2 < scores["ami_mean"]
+    assert chance["cross_batch_label_accuracy"] < scores["cross_batch_label_accuracy"] - 0.2
+    assert "Shuffled data" in (study.results("tiny") / "report.html").read_text()
+
+
 def test_names_survive_from_source_to_dense_matrix_and_h5ad(study: Home) -> None:
     import anndata as ad
 

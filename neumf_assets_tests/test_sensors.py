@@ -98,6 +98,19 @@ def test_a_tick_at_rest_looks_into_the_folder_and_not_into_the_storage(
     assert ticks.tick() == []
 
 
+def test_what_one_look_cannot_compare_with_the_storage_waits_and_then_all_is_asked_for_at_once(
+    ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage far away may take longer over a thousand datasets than a tick may last."""
+    monkeypatch.setattr("neumf_assets.arrival.LOOK_SECONDS", 0.0)
+    for number in range(4):
+        _write(ticks.inbox / f"d{number}.csv", CSV)
+    asked = [ticks.tick() for _ in range(4)]
+    assert asked == [[], [], [], []]  # one to see that they rest, and one for each but the last
+    assert sorted(ticks.tick()) == ["d0", "d1", "d2", "d3"]
+    assert ticks.tick() == []
+
+
 def test_a_changed_file_runs_again_and_so_does_one_that_changes_back(ticks: Ticks) -> None:
     path = ticks.inbox / "ctrl.csv"
     keys = []

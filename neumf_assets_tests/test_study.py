@@ -57,20 +57,42 @@ def test_a_schedule_only_where_asked_for() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"name": "a/b"}, ["name", "a/b", "pattern"]),
+        ({"name": "a/b"}, ["name", "a/b", "1 to 64 letters, digits"]),
+        ({}, ["name: Field required"]),
         ({"name": "a", "modle": {}}, ["modle", "not a setting", "model"]),
-        ({"name": "a", "model": {"epochs": 0}}, ["model.epochs", "0", "greater than or equal to 1"]),
+        ({"name": "a", "model": {"epochs": 0}}, ["model.epochs = 0", "at least 1, at most 10000"]),
+        (
+            {"name": "a", "model": {"epochs": "many"}},
+            ["model.epochs", "integer", "at least 1, at most 10000"],
+        ),
+        ({"name": "a", "model": {"tower": [64, 0]}}, ["model.tower.1 = 0", "at least 1, at most 4096"]),
+        ({"name": "a", "model": {"learning_rate": 0}}, ["model.learning_rate", "above 0, at most 1"]),
         ({"name": "a", "model": {"epoch": 5}}, ["model.epoch", "not a setting", "epochs"]),
         ({"name": "a", "arms": ["liger", "scvi"]}, ["arms.1", "scvi", "'ineumf'"]),
         ({"name": "a", "arms": ["liger", "liger"]}, ["twice"]),
-        ({"name": "a", "qc": {"max_mito": 2}}, ["qc.max_mito", "less than or equal to 1"]),
+        ({"name": "a", "qc": {"max_mito": 2}}, ["qc.max_mito = 2", "at least 0.0, at most 1.0"]),
+        ({"name": "a", "schedule": {"cron": "99 3 * * *"}}, ["schedule.cron", "99 3", "minute 0-59"]),
+        ({"name": "a", "schedule": {"timezone": "Mars/City"}}, ["schedule.timezone", "Mars/City"]),
+        ({"name": "a", "owners": ["somebody"]}, ["owners", "'somebody'", "team:NAME"]),
+        ({"name": "a", "requests": {"modle": {}}}, ["requests", "'modle'", "neumf_model"]),
+        ({"name": "a", "clusters": {"default_resolution": 9}}, ["clusters", "must be one of [0.1"]),
     ],
 )
 def test_wrong_settings_are_named_with_what_is_allowed(values: dict, words: list[str]) -> None:
     with pytest.raises(BadSettings) as caught:
         parse_study(values, "study.yaml")
+    message = str(caught.value)
     for word in ["study.yaml", *words]:
-        assert word in str(caught.value)
+        assert word in message
+    assert len(message.splitlines()) == 1
+    assert "Value error" not in message
+
+
+def test_every_wrong_setting_is_named_once() -> None:
+    with pytest.raises(BadSettings) as caught:
+        parse_study({"name": "a", "model": {"epochs": 0, "tower": [0]}, "arm": 1}, "study.yaml")
+    keys = [line.split(": ")[1].split(" = ")[0] for line in str(caught.value).splitlines()]
+    assert sorted(keys) == ["arm", "model.epochs", "model.tower.0"]
 
 
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
@@ -168,7 +190,8 @@ def test_another_project_is_told_which_setting_is_wrong(home: Path, tmp_path: Pa
     result = _validate(project)
     assert result.returncode != 0
     assert "epochs" in result.stderr
-    assert "greater than or equal to 1" in result.stderr
+    assert "at least 1, at most 10000" in result.stderr
+    assert "defs.yaml" in result.stderr
 
 
 def test_definitions_of_several_studies_merge() -> None:

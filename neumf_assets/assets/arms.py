@@ -51,14 +51,18 @@ def _clusters(arm: Arm) -> Stage:
         embedding itself. Clusters are numbered from the largest. On request, k-means modules of genes too.
         """
         from neumf_assets.core.cells.clustering import cluster_cells
-        from neumf_assets.core.cells.neighbours import cell_graph
+        from neumf_assets.core.cells.neighbours import cell_graph, merged_cells
         from neumf_assets.core.cells.store import CellEmbedding
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
-        graph = cell_graph(cells.neighbours, step.study.clusters)
-        found = cluster_cells(cells.embedding, graph, step.study.clusters, progress=step.progress)
+        settings, nodes = step.study.clusters, None
+        if len(cells.cells) > settings.max_nodes:
+            nodes = merged_cells(cells.neighbours, settings.max_nodes)
+        graph = cell_graph(cells.neighbours, settings, nodes)
+        found = cluster_cells(cells.embedding, graph, settings, nodes=nodes, progress=step.progress)
         methods = [str(name) for name in found if not str(name).startswith("leiden_r")]
         figures = {f"{name}_clusters": int(found[name].nunique()) for name in methods} | {"rows": len(found)}
+        figures["graph_nodes"] = graph.shape[0]
         modules = _gene_modules(step, arm)
 
         def save(folder: Path) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.arms import FIRST, delivered_clusters
+from neumf_assets.assets.chance import chance_check, chance_scores
 from neumf_assets.assets.inputs import read_table, stored_counts
 from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
 from neumf_assets.core.versions import versions
 from neumf_assets.settings import ARMS, Arm
 
 if TYPE_CHECKING:
-    import anndata as ad
-
     from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.counts.stored import SomeCells
     from neumf_assets.core.report.plots import RunScore
+
+SHUFFLED = "shuffled data"
 
 
 def report_stages(arms: tuple[Arm, ...]) -> list[Stage]:
@@ -33,13 +36,23 @@ def _of_arms(arms: Sequence[str], *names: str) -> list[str]:
 def _comparison(arms: list[Arm]) -> Stage:
     @stage(
         group="report",
-        inputs=_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
-        settings=("arms",),
+        inputs=(
+            "counts",
+            "shared_genes",
+            *_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
+        ),
+        settings=("arms", "metrics.null_cells"),
+        version="2",
         kinds=("json",),
         checks=(
             (
                 "denoising_helps",
                 "LIGER on the counts that NeuMF predicts is no worse than LIGER on the counts themselves.",
+            ),
+            (
+                "shuffled_scores_at_chance",
+                "ARI and AMI are about 0 where the genes are shuffled over the cells: the scores see no structure "
+                "where there is none.",
             ),
         ),
     )
@@ -48,22 +61,31 @@ def _comparison(arms: list[Arm]) -> Stage:
 
         All arms are scored on the same cells, with the same graph, resolutions and seeds. The rule that names
         the best arm is written beside the result. The picture shows each score by resolution, with the
-        spread over the seeds.
+        spread over the seeds. Beside the arms stands a null run: what the scores are by chance, on counts whose
+        genes were shuffled over the cells.
         """
         from neumf_assets.core.cells.comparison import compare_arms
 
         scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
-        found = compare_arms(scores)
+        null = chance_scores(step)
+        chance = {} if null is None else known_scores(null)
+        found = compare_arms(scores).model_copy(update={"chance": chance})
         content = found.model_dump_json(indent=1)
         return Product(
             lambda folder: (folder / "comparison.json").write_text(content),
             {"best_arm": found.best_arm, "rule": found.rule, "reason": found.reason},
             pictures=_comparison_picture(scores),
-            tables={"scores of the arms": arms_table(found.arms)},
-            checks=[_denoising(found.denoising_hurts, found.denoising_change)],
+            tables={"scores of the arms": arms_table(found.arms | ({SHUFFLED: chance} if chance else {}))},
+            checks=[_denoising(found.denoising_hurts, found.denoising_change), chance_check(null)],
         )
 
     return comparison
+
+
+def known_scores(scores: ArmScores) -> dict[str, float]:
+    """The single scores that are known; not how many cells there were, nor the spread of others."""
+    hidden = {"n_cells", "n_labelled", "ari_mean_sd", "ami_mean_sd"}
+    return {k: v for k, v in scores.summary().items() if k not in hidden and v is not None}
 
 
 def arm_scores(step: Step, arm: str) -> ArmScores:
@@ -181,17 +203,23 @@ def _integrated(arms: list[Arm]) -> Stage:
         Opens in scanpy, scvi-tools, scib-metrics and CELLxGENE without conversion. Raw counts are in
         `layers["counts"]`, the main map in `obsm["X_umap"]`, where all came from in `uns["neumf"]`.
         """
-        from neumf_assets.core.cells.integrated import build_integrated
+        from neumf_assets.core.cells.integrated import describe_integrated, write_integrated
 
-        data = build_integrated(
-            _all_genes_of_kept_cells(step),
-            {arm: _arm_result(step, arm) for arm in arms},
-            best_arm=_best(step, arms),
-            provenance=provenance(step),
-            settings=step.study.integrated,
-        )
+        with _all_genes_of_kept_cells(step) as cells:
+            data = describe_integrated(
+                cells,
+                {arm: _arm_result(step, arm) for arm in arms},
+                best_arm=_best(step, arms),
+                provenance=provenance(step),
+                settings=step.study.integrated,
+            )
+
+        def save(folder: Path) -> None:
+            with _all_genes_of_kept_cells(step) as cells:
+                write_integrated(data, cells, folder / "integrated.h5ad", step.study.integrated)
+
         return Product(
-            lambda folder: data.write_h5ad(folder / "integrated.h5ad", compression="gzip"),
+            save,
             {"cells": data.n_obs, "genes": data.n_vars},
             publish={"integrated.h5ad": "integrated.h5ad"},
         )
@@ -199,18 +227,21 @@ def _integrated(arms: list[Arm]) -> Stage:
     return integrated
 
 
-def _all_genes_of_kept_cells(step: Step) -> dict[str, ad.AnnData]:
-    """The raw counts of the cells that passed quality control.
+@contextmanager
+def _all_genes_of_kept_cells(step: Step) -> Iterator[dict[str, SomeCells]]:
+    """The raw counts of the cells that passed quality control, opened but not read.
 
     Not the filtered genes: a gene that is too rare in one dataset was measured there all the same.
     """
-    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.counts.stored import SomeCells, StoredCounts
 
-    raw, found = step.all("raw_counts"), {}
-    for name, artifact in step.all("counts").items():
-        kept = load_counts(artifact.path, backed=True).obs_names
-        found[name] = load_counts(raw[name].path)[kept].copy()
-    return found
+    raw = step.all("raw_counts")
+    with ExitStack() as files, stored_counts(step) as kept:
+        opened = {name: files.enter_context(StoredCounts(raw[name].path)) for name in kept}
+        yield {
+            name: SomeCells(data, data.obs_names.get_indexer(kept[name].obs_names))
+            for name, data in opened.items()
+        }
 
 
 def _arm_result(step: Step, arm: str) -> Any:

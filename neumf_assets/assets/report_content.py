@@ -100,13 +100,14 @@ def _arm(step: Step, arm: str) -> ArmResult:
 
 
 def _comparison(step: Step, scores: Mapping[str, ArmScores]) -> Comparison:
-    from neumf_assets.assets.report import run_scores
+    from neumf_assets.assets.report import known_scores, run_scores
     from neumf_assets.core.report.content import Comparison
 
     found = json.loads((step.one("comparison").path / "comparison.json").read_text())
     return Comparison(
-        scores={arm: _figures(values) for arm, values in scores.items()},
+        scores={arm: _figures(values, known_scores(values)) for arm, values in scores.items()},
         runs=run_scores(scores),
+        chance=found["chance"],
         best_arm=found["best_arm"],
         rule=f"{found['rule']} {_named(found['reason'], scores)}.",
     )
@@ -120,11 +121,9 @@ def _named(text: str, arms: Iterable[str]) -> str:
     return re.sub("|".join(map(re.escape, codes)), lambda found: arm_title(found[0]), text)
 
 
-def _figures(scores: ArmScores) -> dict[str, list[float | None]]:
+def _figures(scores: ArmScores, single: Mapping[str, float]) -> dict[str, list[float | None]]:
     """Scores by name; the ARI and AMI means once for each seed, so that the report shows their spread."""
-    single = scores.summary()
-    hidden = {"n_cells", "n_labelled", "ari_mean_sd", "ami_mean_sd"}
-    values = {key: [value] for key, value in single.items() if key not in hidden and value is not None}
+    values: dict[str, list[float | None]] = {key: [value] for key, value in single.items()}
     for key in ("ari", "ami"):
         by_seed: dict[int, list[float]] = {}
         for run in scores.runs:

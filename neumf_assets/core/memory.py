@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from neumf_assets.core.cgroup import memory_limit
 from neumf_assets.core.errors import BadSettings
 
 VARIABLE = "NEUMF_MEMORY"
@@ -19,7 +20,6 @@ SHARE = 0.5
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 _LEAST = 256 << 20
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 _MEMINFO = Path("/proc/meminfo")
 _log = logging.getLogger("neumf_assets")
 
@@ -69,8 +69,8 @@ def available() -> int:
         limits = [int(_MEMINFO.read_text().split("MemTotal:")[1].split()[0]) * 1024]
     elif hasattr(os, "sysconf"):
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    if _CGROUP.exists() and (text := _CGROUP.read_text().strip()).isdigit():
-        limits.append(int(text))
+    if (limit := memory_limit()) is not None:
+        limits.append(limit)
     return min(limits)
 
 

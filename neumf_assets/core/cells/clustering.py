@@ -14,6 +14,8 @@ import pandas as pd
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from neumf_assets.core.cells.inverted_lists import nearest
+from neumf_assets.core.cells.neighbours import row_blocks
 from neumf_assets.core.cells.settings import ClusterSettings, Metric
 from neumf_assets.core.progress import Progress, silent
 
@@ -39,6 +41,7 @@ def cluster_cells(
     graph: sp.spmatrix,
     settings: ClusterSettings | None = None,
     *,
+    nodes: np.ndarray | None = None,
     cells: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> pd.DataFrame:
@@ -49,7 +52,9 @@ def cluster_cells(
     embedding
         Cells × dimensions, for k-means and HDBSCAN; scaled to length 1 under the cosine metric.
     graph
-        Cells × cells weights, symmetric (see ``cell_graph``), for Leiden and Louvain.
+        Cells × cells weights, symmetric (see ``cell_graph``), for Leiden and Louvain; or nodes × nodes.
+    nodes
+        The node of every cell, where the graph is one of nodes.
     cells
         Names of the cells, used as index.
 
@@ -62,19 +67,15 @@ def cluster_cells(
     """
     settings = settings or ClusterSettings()
     columns: dict[str, pd.Categorical[str]] = {}
+    place = slice(None) if nodes is None else nodes
     if "leiden" in settings.methods:
-        columns |= _leiden_columns(graph, settings, progress)
+        columns |= _leiden_columns(graph, settings, place, progress)
     if "louvain" in settings.methods:
-        columns["louvain"] = named_clusters(louvain(graph, settings.default_resolution, settings.seeds[0]))
-    points = _directions(embedding, settings.metric)
-    if "kmeans" in settings.methods:
-        columns["kmeans"] = named_clusters(
-            kmeans(points, settings.kmeans_k, settings.seeds[0], settings.kmeans_restarts)
+        columns["louvain"] = named_clusters(
+            louvain(graph, settings.default_resolution, settings.seeds[0])[place]
         )
-    if "hdbscan" in settings.methods:
-        columns["hdbscan"] = named_clusters(
-            hdbscan(points, settings.hdbscan_min_size, settings.hdbscan_min_samples)
-        )
+    if {"kmeans", "hdbscan"}.intersection(settings.methods):
+        columns |= _point_clusters(_directions(embedding, settings.metric), settings)
     return pd.DataFrame(columns, index=None if cells is None else pd.Index(cells, name="cell"))
 
 
@@ -99,8 +100,7 @@ def cluster_genes(
 
 def leiden(graph: sp.spmatrix, resolution: float, seed: int, iterations: int = 2) -> np.ndarray:
     """Cluster a weighted graph by Leiden (Traag et al. 2019) under modularity; gives one code per cell."""
-    edges, weights = _edges(graph)
-    return _leiden(edges, weights, resolution, seed, iterations)
+    return _leiden(*_edges(graph), _strengths(graph), resolution, seed, iterations)
 
 
 def louvain(graph: sp.spmatrix, resolution: float, seed: int) -> np.ndarray:
@@ -110,14 +110,20 @@ def louvain(graph: sp.spmatrix, resolution: float, seed: int) -> np.ndarray:
         return np.asarray(edges.community_multilevel(weights=weights, resolution=resolution).membership)
 
 
-def kmeans(points: np.ndarray, k: int, seed: int, restarts: int = 10) -> np.ndarray:
-    """Cluster points (rows × dimensions) by k-means; at most as many clusters as points."""
+def kmeans(
+    points: np.ndarray, k: int, seed: int, restarts: int = 10, *, others: np.ndarray | None = None
+) -> np.ndarray:
+    """Cluster points (rows × dimensions) by k-means; at most as many clusters as points.
+
+    With ``others``, give the clusters of those instead: of each the one whose centre is nearest.
+    """
     from sklearn.cluster import KMeans
 
     model = KMeans(min(k, len(points)), n_init=restarts, random_state=seed)
     # threads add their partial sums in the order in which they finish, which changes the last bits
     with threadpool_limits(limits=1):
-        return model.fit_predict(points)
+        codes = model.fit_predict(points)
+        return codes if others is None or others is points else model.predict(others)
 
 
 def hdbscan(points: np.ndarray, min_size: int, min_samples: int) -> np.ndarray:
@@ -143,34 +149,71 @@ def named_clusters(codes: np.ndarray) -> pd.Categorical[str]:
     return pd.Categorical.from_codes(rank[codes], categories=pd.Index(names))
 
 
+def _point_clusters(points: np.ndarray, settings: ClusterSettings) -> dict[str, pd.Categorical[str]]:
+    """Cluster points by k-means and HDBSCAN, learning from at most ``fit_cells`` of them."""
+    seed, columns = settings.seeds[0], {}
+    fitted = points
+    if len(points) > settings.fit_cells:
+        fitted = points[np.random.default_rng(seed).choice(len(points), settings.fit_cells, replace=False)]
+    if "kmeans" in settings.methods:
+        codes = kmeans(fitted, settings.kmeans_k, seed, settings.kmeans_restarts, others=points)
+        columns["kmeans"] = named_clusters(codes)
+    if "hdbscan" in settings.methods:
+        codes = hdbscan(fitted, settings.hdbscan_min_size, settings.hdbscan_min_samples)
+        if fitted is not points:
+            codes = np.concatenate(
+                [codes[nearest(points[rows], fitted, 1)[:, 0]] for rows in row_blocks(len(points))]
+            )
+        columns["hdbscan"] = named_clusters(codes)
+    return columns
+
+
 def _leiden_columns(
-    graph: sp.spmatrix, settings: ClusterSettings, progress: Progress
+    graph: sp.spmatrix, settings: ClusterSettings, place: np.ndarray | slice, progress: Progress
 ) -> dict[str, pd.Categorical[str]]:
     edges, weights = _edges(graph)
+    strengths = _strengths(graph)
     grid = [(resolution, seed) for resolution in settings.resolutions for seed in settings.seeds]
     runs = {}
     for done, (resolution, seed) in enumerate(grid, start=1):
-        codes = _leiden(edges, weights, resolution, seed, settings.leiden_iterations)
-        runs[leiden_column(resolution, seed)] = named_clusters(codes)
+        codes = _leiden(edges, weights, strengths, resolution, seed, settings.leiden_iterations)
+        runs[leiden_column(resolution, seed)] = named_clusters(codes[place])
         progress("leiden", done, len(grid))
     chosen = runs[leiden_column(settings.default_resolution, settings.seeds[0])]
     return {"leiden": chosen, **runs}
 
 
 def _leiden(
-    edges: igraph.Graph, weights: np.ndarray, resolution: float, seed: int, iterations: int
+    edges: igraph.Graph,
+    weights: np.ndarray,
+    strengths: np.ndarray,
+    resolution: float,
+    seed: int,
+    iterations: int,
 ) -> np.ndarray:
+    # modularity as the constant Potts model of nodes that weigh what their edges do: under the name of
+    # modularity igraph (1.0) goes wrong where nodes have edges to themselves
     with _igraph_seed(seed):
         found = edges.community_leiden(
-            "modularity", weights=weights, resolution=resolution, n_iterations=iterations
+            "CPM",
+            weights=weights,
+            node_weights=strengths,
+            resolution=resolution / max(strengths.sum(), 1e-12),
+            n_iterations=iterations,
         )
     return np.asarray(found.membership)
 
 
+def _strengths(graph: sp.spmatrix) -> np.ndarray:
+    return np.asarray(graph.sum(axis=1), dtype=np.float64).ravel()
+
+
 def _edges(graph: sp.spmatrix) -> tuple[igraph.Graph, np.ndarray]:
-    upper = sp.triu(graph, k=1).tocoo()
+    upper = sp.triu(graph, format="coo")
     edges = np.column_stack([upper.row, upper.col])
-    return igraph.Graph(n=graph.shape[0], edges=edges), upper.data.astype(np.float64)
+    # what is on the diagonal counts an edge from both its ends, as igraph does with a loop
+    weights = np.where(upper.row == upper.col, upper.data / 2, upper.data).astype(np.float64)
+    return igraph.Graph(n=graph.shape[0], edges=edges), weights
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class Comparison(Settings):
 
     ``denoising_hurts`` tells whether LIGER on denoised counts scores below LIGER on counts, beyond the spread
     over the seeds; None where one of the two, or the labels, are missing. ``denoising_change`` is the change
-    of the mean ARI.
+    of the mean ARI. ``chance`` are the scores of a null run (empty where there was none).
     """
 
     best_arm: str | None = None
@@ -67,6 +67,7 @@ class Comparison(Settings):
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     denoising_hurts: bool | None = None
     denoising_change: float | None = None
+    chance: dict[str, float] = Field(default_factory=dict)
 
 
 def compare_arms(

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from neumf_assets.core.cells.neighbours import Neighbours, find_neighbours, find_references, row_blocks
+from neumf_assets.core.cells.neighbours import Neighbours, find_neighbours, projection, row_blocks
 from neumf_assets.core.cells.settings import Metric, UmapSettings
 
 _FEWEST_CELLS = 5
@@ -42,10 +42,7 @@ def umap_embed(
 
 
 def _projected(points: np.ndarray, metric: Metric, settings: UmapSettings) -> np.ndarray:
-    """Lay a sample out; put every other cell at the mean of its nearest sampled cells, near ones weighing more.
-
-    The weights are UMAP's for cells that are added to a layout, with the distance to the nearest as their scale.
-    """
+    """Lay a sample out; put every other cell at the mean of its nearest sampled cells, near ones weighing more."""
     assert settings.sample is not None
     drawn = np.random.default_rng(settings.seed).choice(len(points), settings.sample, replace=False)
     drawn.sort()
@@ -54,11 +51,7 @@ def _projected(points: np.ndarray, metric: Metric, settings: UmapSettings) -> np
     layout = _laid_out(sampled, near, settings)
     found = np.empty((len(points), 2), np.float32)
     for rows in row_blocks(len(points)):
-        closest, apart = find_references(points[rows], sampled, _PROJECT_ON, metric)
-        beyond = apart - apart[:, :1]
-        scale = np.maximum(beyond.mean(axis=1, keepdims=True), 1e-12)
-        weights = np.exp(-beyond / scale)
-        weights /= weights.sum(axis=1, keepdims=True)
+        closest, weights = projection(points[rows], sampled, _PROJECT_ON, metric)
         found[rows] = np.einsum("nk,nkd->nd", weights, layout[closest])
     found[drawn] = layout
     return found

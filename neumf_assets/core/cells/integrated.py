@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from neumf_assets.core.cells.clustering import leiden_run
 from neumf_assets.core.cells.settings import IntegratedSettings
+from neumf_assets.core.counts.store import SparseWriter
+from neumf_assets.core.counts.stored import BLOCK_CELLS, SomeCells
 from neumf_assets.core.errors import NeumfError
+
+COMPRESSION = "gzip"
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class ArmResult:
     loadings: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
-def build_integrated(
-    counts: Mapping[str, ad.AnnData],
+def describe_integrated(
+    counts: Mapping[str, ad.AnnData] | Mapping[str, SomeCells],
     arms: Mapping[str, ArmResult],
     *,
     best_arm: str | None = None,
@@ -48,7 +54,9 @@ def build_integrated(
     provenance: Mapping[str, Any] | None = None,
     settings: IntegratedSettings | None = None,
 ) -> ad.AnnData:
-    """Put the counts of all datasets and the results of all arms into one AnnData.
+    """Put what is known of all datasets' cells and genes, and the results of all arms, into one AnnData.
+
+    It has all but the matrices, which :func:`build_integrated` and :func:`write_integrated` add.
 
     **Genes.** A gene that a dataset did not measure has no count there, and a zero would claim one. By
     default only genes that every dataset measured are kept. With ``genes="union"`` all are kept, unmeasured
@@ -79,13 +87,7 @@ def build_integrated(
     given = measured or {}
     known = {name: set(given.get(name, ())) | set(data.var_names) for name, data in counts.items()}
     genes = _genes(counts, known, settings)
-    stacked = sp.vstack([_to_genes(data, genes) for data in counts.values()], format="csr")
-    result = ad.AnnData(
-        _log_normalised(stacked, settings.target_sum),
-        obs=_obs(counts),
-        var=_var(counts, known, genes, settings),
-        layers={"counts": stacked},
-    )
+    result = ad.AnnData(obs=_obs(counts), var=_var(counts, known, genes, settings))
     # scanpy looks here to learn that X is logarithmic
     result.uns["log1p"] = {}
     result.uns["neumf"] = storable({**(provenance or {}), "arms": list(arms), "genes": settings.genes})
@@ -94,6 +96,68 @@ def build_integrated(
     if arms:
         _add_main(result, best_arm or next(iter(arms)), arms)
     return result
+
+
+def build_integrated(
+    counts: Mapping[str, ad.AnnData],
+    arms: Mapping[str, ArmResult],
+    *,
+    settings: IntegratedSettings | None = None,
+    **described: Any,
+) -> ad.AnnData:
+    """Put the counts of all datasets and the results of all arms into one AnnData in memory.
+
+    Parameters
+    ----------
+    counts, arms, settings, described
+        As :func:`describe_integrated`.
+    """
+    settings = settings or IntegratedSettings()
+    result = describe_integrated(counts, arms, settings=settings, **described)
+    moved = [_to_genes(sp.csr_matrix(data.X), data.var_names, result.var_names) for data in counts.values()]
+    stacked = sp.vstack(moved, format="csr")
+    result.X, result.layers["counts"] = _log_normalised(stacked, settings.target_sum), stacked
+    return result
+
+
+def write_integrated(
+    described: ad.AnnData,
+    counts: Mapping[str, SomeCells],
+    path: Path,
+    settings: IntegratedSettings | None = None,
+) -> None:
+    """Write what :func:`describe_integrated` gives, with the matrices, which are read and written in parts.
+
+    The file holds what that of :func:`build_integrated` holds.
+
+    Parameters
+    ----------
+    counts
+        Those that were described.
+    path
+        The h5ad file.
+    """
+    target_sum = (settings or IntegratedSettings()).target_sum
+    described.strings_to_categoricals()
+    kind = np.result_type(*(data.dtype for data in counts.values()))
+    with h5py.File(path, "w") as file:
+        ad.io.write_elem(file, "/", described, dataset_kwargs={"compression": COMPRESSION})
+        for name in ("X", "layers/counts"):
+            file.pop(name, None)
+        X = SparseWriter(file.create_group("X"), np.dtype(np.float32), COMPRESSION)
+        layer = SparseWriter(file.create_group("layers/counts"), kind, COMPRESSION)
+        for data, start, stop in _parts(counts):
+            rows = _to_genes(data.rows(start, stop), data.var_names, described.var_names)
+            layer.add(rows)
+            X.add(_log_normalised(rows, target_sum))
+        for matrix in (X, layer):
+            matrix.finish(described.n_vars)
+
+
+def _parts(counts: Mapping[str, SomeCells]) -> Iterator[tuple[SomeCells, int, int]]:
+    for data in counts.values():
+        for start in range(0, data.shape[0], BLOCK_CELLS):
+            yield data, start, min(start + BLOCK_CELLS, data.shape[0])
 
 
 def storable(value: Any) -> Any:
@@ -111,7 +175,9 @@ def storable(value: Any) -> Any:
 
 
 def _genes(
-    counts: Mapping[str, ad.AnnData], measured: Mapping[str, set[str]], settings: IntegratedSettings
+    counts: Mapping[str, ad.AnnData] | Mapping[str, SomeCells],
+    measured: Mapping[str, set[str]],
+    settings: IntegratedSettings,
 ) -> pd.Index:
     """List the genes to keep, in the order in which the datasets name them."""
     seen = dict.fromkeys(gene for data in counts.values() for gene in data.var_names)
@@ -124,12 +190,11 @@ def _genes(
     return pd.Index(list(seen), name="gene")
 
 
-def _to_genes(data: ad.AnnData, genes: pd.Index) -> sp.csr_matrix:
-    target = genes.get_indexer(data.var_names)
+def _to_genes(matrix: sp.csr_matrix, names: pd.Index, genes: pd.Index) -> sp.csr_matrix:
+    target = genes.get_indexer(names)
     source = np.flatnonzero(target >= 0)
-    matrix = sp.csr_matrix(data.X)
     ones = np.ones(len(source), dtype=matrix.dtype)
-    select = sp.csr_matrix((ones, (source, target[source])), shape=(data.n_vars, len(genes)))
+    select = sp.csr_matrix((ones, (source, target[source])), shape=(len(names), len(genes)))
     moved = (matrix @ select).tocsr()
     moved.sort_indices()
     return moved
@@ -143,7 +208,7 @@ def _log_normalised(counts: sp.csr_matrix, target_sum: float) -> sp.csr_matrix:
     return values
 
 
-def _obs(counts: Mapping[str, ad.AnnData]) -> pd.DataFrame:
+def _obs(counts: Mapping[str, ad.AnnData] | Mapping[str, SomeCells]) -> pd.DataFrame:
     reserved = {"dataset", "cell"}
     parts = [
         data.obs.rename(columns={c: f"{c}_original" for c in data.obs.columns if c in reserved}).assign(
@@ -175,7 +240,7 @@ def _unique_names(table: pd.DataFrame) -> list[str]:
 
 
 def _var(
-    counts: Mapping[str, ad.AnnData],
+    counts: Mapping[str, ad.AnnData] | Mapping[str, SomeCells],
     measured: Mapping[str, set[str]],
     genes: pd.Index,
     settings: IntegratedSettings,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 
+from neumf_assets.core.cells.inverted_lists import approximate_neighbours, nearest
 from neumf_assets.core.cells.settings import (
     ClusterSettings,
     Metric,
@@ -69,8 +70,8 @@ def find_neighbours(
 ) -> Neighbours:
     """Find the nearest neighbours of every cell.
 
-    Exact up to ``exact_up_to`` cells (all distances, in blocks), above it by nearest-neighbour descent
-    (Dong et al. 2011, pynndescent). Both give the same result on every run with one seed.
+    Exact up to ``exact_up_to`` cells (all distances, in blocks), above it by inverted lists. Both give the same
+    result on every run with one seed.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def find_neighbours(
     points = _points(embedding, metric)
     k = min(k, len(points) - 1)
     exact = len(points) <= exact_up_to
-    found = _exact(points, points, k + 1) if exact else _approximate(points, k + 1, seed)
+    found = _exact(points, points, k + 1) if exact else approximate_neighbours(points, k + 1, seed)
     return _sorted(points, found, metric)
 
 
@@ -128,17 +129,81 @@ def find_references(
     return near, np.linalg.norm(own[:, None, :] - others[near], axis=2)
 
 
-def cell_graph(neighbours: Neighbours, settings: ClusterSettings | None = None) -> sp.csr_matrix:
+def projection(
+    queries: np.ndarray, references: np.ndarray, k: int, metric: Metric = "cosine"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the ``k`` nearest references of every query, and how much each weighs where values are carried over.
+
+    The weights are UMAP's for cells that are added to a layout, with the mean distance beyond the nearest as
+    their scale; they sum to 1.
+    """
+    near, apart = find_references(queries, references, k, metric)
+    beyond = apart - apart[:, :1]
+    weights = np.exp(-beyond / np.maximum(beyond.mean(axis=1, keepdims=True), 1e-12))
+    return near, weights / weights.sum(axis=1, keepdims=True)
+
+
+def merged_cells(neighbours: Neighbours, max_nodes: int) -> np.ndarray:
+    """Group the cells into at most ``max_nodes`` nodes, or leave each one a node where there are fewer.
+
+    The nearest ones are joined first: round by round, nodes are linked with that of the nearest cell outside
+    among their cells' neighbours, over the shortest links, and what is linked becomes one node.
+
+    Returns
+    -------
+    numpy.ndarray
+        The node of every cell, from 0.
+    """
+    nodes = np.arange(neighbours.n_cells)
+    while (n := int(nodes.max(initial=-1)) + 1) > max_nodes:
+        chosen, apart = _nearest_outside(neighbours, nodes, n)
+        # two nodes may choose each other, so that there are fewer joins than links
+        shortest = np.argsort(apart, kind="stable")[: max(n - max_nodes, n // 100 + 1) * 3 // 2]
+        linked = shortest[np.isfinite(apart[shortest])]
+        links = sp.csr_matrix((np.ones(linked.size, np.int8), (linked, chosen[linked])), shape=(n, n))
+        nodes = sp.csgraph.connected_components(links, directed=False)[1][nodes]
+        if not linked.size:
+            break
+    return nodes
+
+
+def _nearest_outside(neighbours: Neighbours, nodes: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give the node that holds the nearest cell outside of each node, and how far it is; infinitely where none is
+    known."""
+    apart, chosen = np.full(n, np.inf, np.float32), np.zeros(n, np.intp)
+    for rows in row_blocks(neighbours.n_cells):
+        others = nodes[neighbours.indices[rows]]
+        outside = others != nodes[rows, None]
+        first = outside.argmax(axis=1)
+        some = np.flatnonzero(outside.any(axis=1))
+        own, distance = nodes[rows][some], neighbours.distances[rows][some, first[some]]
+        order = np.lexsort((distance, own))
+        own, distance, other = own[order], distance[order], others[some, first[some]][order]
+        leads = np.flatnonzero(np.diff(own, prepend=-1))
+        better = leads[distance[leads] < apart[own[leads]]]
+        apart[own[better]], chosen[own[better]] = distance[better], other[better]
+    return chosen, apart
+
+
+def cell_graph(
+    neighbours: Neighbours, settings: ClusterSettings | None = None, nodes: np.ndarray | None = None
+) -> sp.csr_matrix:
     """Build the weighted graph that Leiden and Louvain cluster.
 
     ``shared`` joins two cells by the Jaccard index of their neighbourhoods (each holds ``n_neighbors`` cells,
     the cell itself among them) and drops edges at or below ``prune`` (Xu & Su 2015; the graph of Seurat and
     rliger). ``nearest`` joins two cells when one is among the neighbours of the other.
 
+    Parameters
+    ----------
+    nodes
+        The node of every cell (:func:`merged_cells`); the weights between two nodes are summed. The sum within
+        a node is on the diagonal, so that a partition of the nodes has the modularity of that of the cells.
+
     Returns
     -------
     scipy.sparse.csr_matrix
-        Cells × cells, symmetric, float32, no diagonal.
+        Cells × cells, symmetric, float32, no diagonal; or nodes × nodes.
     """
     settings = settings or ClusterSettings()
     near = neighbours.nearest(settings.n_neighbors - 1)
@@ -147,12 +212,41 @@ def cell_graph(neighbours: Neighbours, settings: ClusterSettings | None = None) 
     starts = np.arange(0, n * k + 1, k, dtype=np.int32 if n * k < 2**31 else np.int64)
     incidence = sp.csr_matrix((np.ones(n * k, np.float32), members.ravel(), starts), shape=(n, n))
     if settings.graph == "nearest":
-        graph = incidence.maximum(incidence.T).tocsr()
+        both = incidence.maximum(incidence.T).tocsr()
+
+        def rows_of(cells: np.ndarray | slice) -> sp.csr_matrix:
+            return both[cells]
     else:
         transposed = incidence.T.tocsr()
-        parts = [_shared(incidence[rows], transposed, k, settings.prune) for rows in row_blocks(n)]
-        graph = sp.vstack(parts, format="csr")
+
+        def rows_of(cells: np.ndarray | slice) -> sp.csr_matrix:
+            return _shared(incidence[cells], transposed, k, settings.prune)
+
+    if nodes is not None:
+        return _between_nodes(rows_of, nodes)
+    graph = sp.vstack([rows_of(rows) for rows in row_blocks(n)], format="csr")
     graph.setdiag(0)
+    graph.eliminate_zeros()
+    graph.sort_indices()
+    return graph
+
+
+def _between_nodes(rows_of: Callable[[np.ndarray], sp.csr_matrix], nodes: np.ndarray) -> sp.csr_matrix:
+    """Sum a cells × cells graph, given row by row with 1 on its diagonal, over the nodes of the cells."""
+    n, sizes, order = len(nodes), np.bincount(nodes), np.argsort(nodes, kind="stable")
+    ends = np.cumsum(sizes)
+    to_nodes = sp.csr_matrix((np.ones(n, np.float32), nodes, np.arange(n + 1)), shape=(n, sizes.size))
+    parts, first = [], 0
+    while first < sizes.size:
+        start = int(ends[first] - sizes[first])
+        last = max(first + 1, int(np.searchsorted(ends, start + _ROWS_AT_ONCE, side="right")))
+        cells = order[start : ends[last - 1]]
+        borders = np.concatenate([[0], ends[first:last] - start])
+        members = sp.csr_matrix((np.ones(cells.size, np.float32), np.arange(cells.size), borders))
+        parts.append(members @ (rows_of(cells) @ to_nodes))
+        first = last
+    graph = sp.vstack(parts, format="csr")
+    graph.setdiag(np.maximum(graph.diagonal() - sizes, 0))
     graph.eliminate_zeros()
     graph.sort_indices()
     return graph
@@ -188,17 +282,7 @@ def _points(embedding: np.ndarray, metric: Metric, fewest: int = 2) -> np.ndarra
 
 
 def _exact(queries: np.ndarray, references: np.ndarray, k: int) -> np.ndarray:
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="euclidean").fit(references)
-    return search.kneighbors(queries, return_distance=False).astype(np.int64)
-
-
-def _approximate(points: np.ndarray, k: int, seed: int) -> np.ndarray:
-    from pynndescent import NNDescent
-
-    index = NNDescent(points, n_neighbors=k, metric="euclidean", random_state=seed)
-    return np.asarray(index.neighbor_graph[0])
+    return nearest(queries, references, k).astype(np.int64)
 
 
 def _without_self(found: np.ndarray, cells: np.ndarray) -> np.ndarray:

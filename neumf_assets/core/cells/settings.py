@@ -38,7 +38,8 @@ class ClusterSettings(Settings):
         ge=0,
         le=1_000_000,
         description="Up to this many cells neighbours are found from all distances (14,000 cells take about "
-        "a second on two cores, four times as long for twice the cells); above it pynndescent approximates.",
+        "a second on two cores, four times as long for twice the cells); above it nearly all are found, from "
+        "the distances to the cells nearby.",
     )
     graph: Literal["shared", "nearest"] = Field(
         default="shared",
@@ -87,6 +88,20 @@ class ClusterSettings(Settings):
         ge=1,
         le=1000,
         description="Neighbours that make a cell dense in HDBSCAN; more = more cells are noise.",
+    )
+    max_nodes: int = Field(
+        default=200_000,
+        ge=100,
+        le=100_000_000,
+        description="Nodes of the graph; of more cells, the nearest ones are joined until there are no more. "
+        "Leiden and Louvain then move such groups of a few cells. Bounds time and memory.",
+    )
+    fit_cells: int = Field(
+        default=30_000,
+        ge=100,
+        le=10_000_000,
+        description="Cells that k-means and HDBSCAN learn from, drawn by seed; others get the cluster of the "
+        "nearest centre (k-means) or of the nearest of these cells (HDBSCAN).",
     )
     gene_modules: int | None = Field(
         default=None,
@@ -185,6 +200,13 @@ class AlignSettings(Settings):
     iterations: int = Field(
         default=10, ge=1, le=100, description="Rounds of clustering and correction (Harmony's 10)."
     )
+    max_cells: int = Field(
+        default=100_000,
+        ge=100,
+        le=100_000_000,
+        description="Cells that Harmony works on, drawn from every dataset; of more cells, the others move as "
+        "the nearest of these do. Bounds time and memory.",
+    )
     seed: Seed = Field(default=0, description="Seed of the first centroids.")
 
 
@@ -218,6 +240,13 @@ class MetricsSettings(Settings):
         le=10_000_000,
         description="Cells drawn for the vote across datasets, which costs their number times that of all "
         "cells.",
+    )
+    null_cells: int = Field(
+        default=2_000,
+        ge=0,
+        le=1_000_000,
+        description="Cells of the null run, whose genes are shuffled to show what each score is by chance; 0: "
+        "no null run.",
     )
     seed: Seed = Field(default=0, description="Seed of those draws.")
 

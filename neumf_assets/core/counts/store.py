@@ -9,6 +9,7 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from pandas.api.types import union_categoricals
 
 FILE = "counts.h5ad"
@@ -58,6 +59,44 @@ def load_counts(folder: str | Path, backed: bool = False) -> ad.AnnData:
     return ad.read_h5ad(Path(folder) / FILE, backed="r" if backed else None)
 
 
+class SparseWriter:
+    """Writes a CSR matrix into an HDF5 group as AnnData does, some rows at a time.
+
+    Parameters
+    ----------
+    group
+        An empty group.
+    dtype
+        Type of the entries.
+    compression
+        HDF5 filter.
+    """
+
+    def __init__(self, group: h5py.Group, dtype: np.dtype, compression: str | None) -> None:
+        self._group, self._entries = group, 0
+        self._lengths: list[np.ndarray] = []
+        for name, kind in (("data", dtype), ("indices", np.dtype(np.int32))):
+            group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(CHUNK,), compression=compression)
+
+    def add(self, rows: sp.csr_matrix) -> None:
+        """Append rows."""
+        for name, values in (("data", rows.data), ("indices", rows.indices)):
+            column = self._group[name]
+            column.resize((self._entries + rows.nnz,))
+            column[self._entries :] = values
+        self._entries += rows.nnz
+        self._lengths.append(np.diff(rows.indptr))
+
+    def finish(self, n_columns: int) -> None:
+        """Write what tells the rows apart."""
+        indptr = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths), dtype=np.int64)])
+        if self._entries < 2**31:  # SciPy wants the type of the indices
+            indptr = indptr.astype(np.int32)
+        self._group.create_dataset("indptr", data=indptr)
+        self._group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+        self._group.attrs["shape"] = (indptr.size - 1, n_columns)
+
+
 class CountsWriter:
     """Writes an h5ad file of counts part by part, so that no more than a part is in memory.
 
@@ -75,8 +114,7 @@ class CountsWriter:
         self._file = h5py.File(self._temporary, "w")
         self._obs: list[pd.DataFrame] = []
         self._first: ad.AnnData | None = None
-        self._lengths: list[np.ndarray] = []
-        self._entries = 0
+        self._matrix: SparseWriter
 
     def __enter__(self) -> CountsWriter:
         return self
@@ -96,32 +134,16 @@ class CountsWriter:
 
     def add(self, part: ad.AnnData) -> None:
         """Append cells; all parts have the same genes, and ``uns`` is that of the first."""
-        X = part.X
         if self._first is None:
             self._first = ad.AnnData(var=part.var, uns=dict(part.uns))
-            group = self._file.create_group("X")
-            for name, dtype in (("data", X.dtype), ("indices", np.dtype(np.int32))):
-                group.create_dataset(
-                    name, (0,), dtype, maxshape=(None,), chunks=(CHUNK,), compression=self._compression
-                )
+            self._matrix = SparseWriter(self._file.create_group("X"), part.X.dtype, self._compression)
         elif part.n_vars != self._first.n_vars:
             raise ValueError(f"a part with {part.n_vars} genes, after parts with {self._first.n_vars}")
-        for name, values in (("data", X.data), ("indices", X.indices)):
-            column = self._file["X"][name]
-            column.resize((self._entries + X.nnz,))
-            column[self._entries :] = values
-        self._entries += X.nnz
-        self._lengths.append(np.diff(X.indptr))
+        self._matrix.add(part.X)
         self._obs.append(part.obs)
 
     def _finish(self, first: ad.AnnData) -> None:
-        indptr = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths), dtype=np.int64)])
-        group = self._file["X"]
-        if self._entries < 2**31:  # SciPy wants the type of the indices
-            indptr = indptr.astype(np.int32)
-        group.create_dataset("indptr", data=indptr)
-        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
-        group.attrs["shape"] = (indptr.size - 1, first.n_vars)
+        self._matrix.finish(first.n_vars)
         for name in self._obs[0].columns:
             if isinstance(self._obs[0][name].dtype, pd.CategoricalDtype):
                 same = union_categoricals([part[name] for part in self._obs])

@@ -177,3 +177,53 @@ class StackedCounts:
                 block = self.rows(int(part[0]), int(part[-1]) + 1)
                 found.append(block if block.shape[0] == part.size else block[part - part[0]])
         return vstack(found, format="csr") if found else csr_matrix((0, self.shape[1]), dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class SomeCells:
+    """Some cells of a dataset on disk.
+
+    Parameters
+    ----------
+    counts
+        The dataset.
+    cells
+        Positions of the cells, ascending.
+    """
+
+    counts: StoredCounts
+    cells: NDArray[np.intp]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells x genes."""
+        return self.cells.size, self.counts.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the entries."""
+        return self.counts.dtype
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The cells: their names and labels."""
+        return self.counts.obs.iloc[self.cells]
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """The genes: their names."""
+        return self.counts.var
+
+    @property
+    def obs_names(self) -> pd.Index:
+        """Names of the cells."""
+        return self.obs.index
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Names of the genes."""
+        return self.var.index
+
+    def rows(self, start: int, stop: int) -> csr_matrix:
+        """Read the cells from ``start`` to ``stop``, counted among these."""
+        return StackedCounts.of({"": self.counts}).take(self.cells[start:stop])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from neumf_assets.core.cells.inverted_lists import approximate_neighbours, nearest
 from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.liger.settings import LigerSettings
 
@@ -150,10 +151,5 @@ def _map_quantiles(
 
 def _nearest(H: NDArray[np.float32], k: int, seed: int) -> NDArray[np.intp]:
     if len(H) <= _EXACT_UP_TO:
-        from sklearn.neighbors import NearestNeighbors
-
-        search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(H)
-        return np.asarray(search.kneighbors(H, return_distance=False))
-    from pynndescent import NNDescent
-
-    return np.asarray(NNDescent(H, n_neighbors=k, random_state=seed).neighbor_graph[0])
+        return nearest(H, H, k)
+    return approximate_neighbours(H, k, seed).astype(np.intp)

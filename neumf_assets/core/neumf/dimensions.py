@@ -7,7 +7,9 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, svds
 
-FEWEST, MOST = 4, 20
+FEWEST, MOST = 4, 50
+MOST_TOGETHER = 20
+"""Most dimensions of an integrative model: each one more is noise in the distances between cells."""
 MIN_CELLS = (
     10  # where a dataset saw a gene in fewer, its residuals are set to 0: they are far from any noise's
 )

@@ -30,6 +30,7 @@ NOTEBOOK: dict[str, Any] = {
     "schedule": "constant",
     "warmup": 0.0,
     "weight_decay": 0.0,
+    "bias_prior": 0.0,
     "tower_weight_decay": 0.0,
     "pretrain": "none",
 }
@@ -54,11 +55,11 @@ class NeuMFSettings(Settings):
         description="gmf: generalised matrix factorisation alone; mlp: the tower alone; neumf: both.",
     )
     gmf_size: int | None = Field(
-        default=50,
+        default=None,
         ge=1,
         le=1024,
-        description="Length of the GMF embeddings of cells and genes; 50 as in the notebook. Null: as many, "
-        "from 4 to 20, as axes of the counts stand out of their noise.",
+        description="Length of the GMF embeddings of cells and genes (50 in the notebook). Null: as many as axes of "
+        "the counts stand out of their noise, from 4 to 50, of several datasets together to 20.",
     )
     mlp_size: int = Field(
         default=50,
@@ -188,6 +189,13 @@ class NeuMFSettings(Settings):
         le=1e6,
         description="Precision of the Gaussian prior on the embeddings: penalty weight_decay/2 x ||.||^2 "
         "beside the summed loss, so it matters less the more counts a cell or gene has.",
+    )
+    bias_prior: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1e6,
+        description="Precision of the Gaussian prior of a gene's bias around the gene's mean; 1 keeps genes that were "
+        "hardly ever seen from running off to minus infinity, and no other gene feels it.",
     )
     tower_weight_decay: float = Field(
         default=10.0,

@@ -26,7 +26,7 @@ from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.batches import Epoch, HeldOut, Plan, SparseCounts, Step
 from neumf_assets.core.neumf.checkpoint import Checkpoint, fingerprint
 from neumf_assets.core.neumf.compiled import WORTH_PAIRS
-from neumf_assets.core.neumf.dimensions import FEWEST, significant_axes
+from neumf_assets.core.neumf.dimensions import FEWEST, MOST, MOST_TOGETHER, significant_axes
 from neumf_assets.core.neumf.fused.tower import fused_block_loss
 from neumf_assets.core.neumf.genes import (
     Part,
@@ -200,13 +200,14 @@ def with_gmf_size(
     """
     if settings.gmf_size is not None:
         return settings
+    most = MOST_TOGETHER if np.unique(dataset).size > 1 else MOST
     if settings.kind == "mlp":
         return settings.model_copy(update={"gmf_size": FEWEST})
     cells = np.arange(dataset.size)
     if cells.size > GMF_SIZE_CELLS:
         drawn = np.random.default_rng([settings.seed, 4]).permutation(cells)[:GMF_SIZE_CELLS]
         cells = np.sort(drawn)
-    found = significant_axes(take(cells), dataset[cells])
+    found = significant_axes(take(cells), dataset[cells], most)
     return settings.model_copy(update={"gmf_size": max(found, FEWEST)})
 
 
@@ -579,6 +580,7 @@ class Stepper:
         self.members = np.bincount(data.all_cells, minlength=data.n_datasets)
         self.n_cells = data.all_cells.size
         self.decay = self._decay()
+        self.expected_bias = data.gene_bias.to(data.device).view(-1)
         self.rates = self._column_rates()
         self.adam = Adam(self.settings.beta1, self.settings.beta2, self.settings.epsilon)
 
@@ -790,6 +792,9 @@ class Stepper:
         }
         for name, gradient in gradients.items():
             gradient.addcmul_(leaves[name].detach(), self.decay[name], value=share[name])
+        if self.settings.bias_prior and "shifts" in gradients:
+            moved = leaves["shifts"].detach()[:, -1] - self.expected_bias[rows["shifts"]]
+            gradients["shifts"][:, -1].add_(moved, alpha=self.settings.bias_prior * share["shifts"])
         if self.settings.gradient_clip is not None:
             norms = [self.data.workers.norm(name, gradient) for name, gradient in gradients.items()]
             norm = torch.stack(norms).norm() / pairs

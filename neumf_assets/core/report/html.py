@@ -343,6 +343,7 @@ def _comparison_section(content: ReportContent) -> dict[str, Any] | None:
         "seeds": max((len(v) for s in comparison.scores.values() for v in s.values()), default=0),
         "picture": picture,
         "many": many,
+        "shuffled": bool(comparison.chance),
         "rule": comparison.rule if many else "",
     }
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from sklearn.metrics import adjusted_rand_score
 
+from neumf_assets.core.cells import neighbours
 from neumf_assets.core.cells.clustering import (
+    _edges,
     cluster_cells,
     cluster_genes,
     leiden,
@@ -16,11 +18,13 @@ from neumf_assets.core.cells.clustering import (
     louvain,
     named_clusters,
 )
-from neumf_assets.core.cells.neighbours import cell_graph, find_neighbours
+from neumf_assets.core.cells.neighbours import cell_graph, find_neighbours, merged_cells
 from neumf_assets.core.cells.settings import ClusterSettings
 from neumf_assets_tests.core.cells.data import blobs, noise
 
 ALL = ClusterSettings(methods=("leiden", "louvain", "kmeans", "hdbscan"), kmeans_k=4, hdbscan_min_size=10)
+
+LEIDEN = ClusterSettings(methods=("leiden",), resolutions=(0.4,), seeds=(0,))
 
 
 def modularity(graph: csr_matrix, codes: np.ndarray, resolution: float) -> float:
@@ -39,6 +43,59 @@ def test_every_method_finds_separated_types() -> None:
     clustered = found["hdbscan"] != "noise"
     assert adjusted_rand_score(data.labels[clustered], found["hdbscan"][clustered]) == 1.0
     assert clustered.mean() > 0.8
+
+
+@pytest.mark.parametrize("kind", ["shared", "nearest"])
+@pytest.mark.parametrize("at_once", [4096, 40])
+def test_a_graph_of_nodes_has_the_modularity_of_that_of_the_cells(
+    kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "_ROWS_AT_ONCE", at_once)
+    found = find_neighbours(noise(500).embedding, 19)
+    nodes = merged_cells(found, 120)
+    number = nodes.max() + 1
+    assert 20 < number <= 120 and set(nodes) == set(range(number))
+    chosen = ClusterSettings(graph=kind)
+    cells, merged = cell_graph(found, chosen), cell_graph(found, chosen, nodes)
+    assert merged.shape == (number, number)
+    for resolution in (0.4, 1.0):
+        codes = np.random.default_rng(0).integers(4, size=number)
+        of_cells = modularity(cells, codes[nodes], resolution)
+        assert modularity(merged, codes, resolution) == pytest.approx(of_cells, abs=1e-5)
+        graph, weights = _edges(merged)
+        assert graph.modularity(codes, weights, resolution) == pytest.approx(of_cells, abs=1e-5)
+
+
+def test_merged_cells_are_near_and_few_cells_stay_apart() -> None:
+    data = blobs()
+    found = find_neighbours(data.embedding, 19)
+    nodes = merged_cells(found, 40)
+    assert 4 <= nodes.max() + 1 <= 40
+    for node in range(nodes.max() + 1):
+        assert len(set(data.labels[nodes == node])) == 1
+    np.testing.assert_array_equal(merged_cells(found, 240), np.arange(240))
+
+
+def test_leiden_of_nodes_is_as_good_as_that_of_cells() -> None:
+    data = noise(1500, dims=5)
+    found = find_neighbours(data.embedding, 19)
+    nodes = merged_cells(found, 400)
+    cells = cell_graph(found)
+    merged = cluster_cells(data.embedding, cell_graph(found, None, nodes), LEIDEN, nodes=nodes)["leiden"]
+    whole = cluster_cells(data.embedding, cells, LEIDEN)["leiden"]
+    scores = [modularity(cells, np.asarray(one.cat.codes), 0.4) for one in (merged, whole)]
+    assert scores[0] > 0.95 * scores[1]
+
+
+def test_methods_that_learn_from_some_cells_find_separated_types() -> None:
+    data = blobs(per_type=200)
+    chosen = ALL.model_copy(update={"fit_cells": 160})
+    found = cluster_cells(data.embedding, cell_graph(find_neighbours(data.embedding, 19)), chosen)
+    assert len(found) == 800
+    assert adjusted_rand_score(data.labels, found["kmeans"]) == 1.0
+    clustered = found["hdbscan"] != "noise"
+    assert adjusted_rand_score(data.labels[clustered], found["hdbscan"][clustered]) == 1.0
+    assert clustered.mean() > 0.7
 
 
 def test_one_column_for_every_resolution_and_seed() -> None:

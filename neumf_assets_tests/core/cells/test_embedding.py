@@ -78,6 +78,29 @@ def test_harmony_mixes_shifted_datasets_and_keeps_types() -> None:
     assert KNeighborsClassifier(5).fit(aligned, data.labels).score(aligned, data.labels) > 0.99
 
 
+def test_harmony_of_a_sample_moves_the_other_cells_along() -> None:
+    data = blobs(per_type=300, shift=3.0)
+    whole = harmony_align(data.embedding, data.dataset, AlignSettings(n_clusters=8))
+    chosen = AlignSettings(n_clusters=8, max_cells=400)
+    found = harmony_align(data.embedding, data.dataset, chosen)
+    np.testing.assert_array_equal(found, harmony_align(data.embedding, data.dataset, chosen))
+    batch = np.unique(data.dataset, return_inverse=True)[1]
+    before, mixed, mixed_whole = (
+        same_batch_share(find_neighbours(points, 20, metric="euclidean"), batch)
+        for points in (data.embedding, found, whole)
+    )
+    assert mixed_whole < before and mixed < mixed_whole + 0.1
+    votes = KNeighborsClassifier(5).fit(found, data.labels)
+    assert votes.score(found, data.labels) > 0.99
+
+
+def test_harmony_of_a_sample_keeps_a_dataset_of_few_cells() -> None:
+    data = blobs(per_type=100)
+    dataset = np.where(np.arange(400) < 3, "rare", data.dataset)
+    found = harmony_align(data.embedding, dataset, AlignSettings(n_clusters=4, max_cells=100))
+    assert np.isfinite(found).all() and found.shape == data.embedding.shape
+
+
 def test_harmony_repeats_and_does_not_care_how_datasets_are_named() -> None:
     data = blobs(shift=3.0)
     first = harmony_align(data.embedding, data.dataset, AlignSettings(seed=5))

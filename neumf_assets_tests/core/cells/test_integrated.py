@@ -1,19 +1,32 @@
 from __future__ import annotations
 
+import json
+import subprocess
 import warnings
 from pathlib import Path
 
 import anndata as ad
+import anndata.tests.helpers
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
+from benchmarks.harness import interpreter_with
+from neumf_assets.core.cells import integrated
 from neumf_assets.core.cells.clustering import cluster_cells
-from neumf_assets.core.cells.integrated import ArmResult, build_integrated, storable
+from neumf_assets.core.cells.integrated import (
+    ArmResult,
+    build_integrated,
+    describe_integrated,
+    storable,
+    write_integrated,
+)
 from neumf_assets.core.cells.neighbours import cell_graph, find_neighbours
 from neumf_assets.core.cells.settings import ClusterSettings, IntegratedSettings
+from neumf_assets.core.counts.store import save_counts
+from neumf_assets.core.counts.stored import SomeCells, StoredCounts
 from neumf_assets.core.errors import NeumfError
 from neumf_assets_tests.core.cells.data import noise, simulated_counts
 
@@ -143,6 +156,67 @@ def test_round_trip_and_use_in_scanpy(tmp_path: Path) -> None:
     )
     axes = sc.pl.embedding(back, "X_umap", color="dataset", show=False)
     assert axes is not None
+
+
+@pytest.mark.parametrize("genes", ["shared", "union"])
+def test_the_file_written_in_parts_is_that_of_one_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, genes: str
+) -> None:
+    monkeypatch.setattr(integrated, "BLOCK_CELLS", 7)
+    settings, arms = IntegratedSettings(genes=genes), {"liger": arm(88), "ineumf": arm(88, seed=1)}
+    counts, stored = {}, {}
+    for name, data in two_datasets().items():
+        save_counts(data, tmp_path / name)
+        kept = np.setdiff1d(np.arange(data.n_obs), np.arange(5, 17) if name == "a" else [])
+        counts[name], stored[name] = data[kept].copy(), SomeCells(StoredCounts(tmp_path / name), kept)
+    expected = build_integrated(counts, arms, provenance={"study": "s"}, settings=settings)
+    expected.write_h5ad(tmp_path / "expected.h5ad")
+    described = describe_integrated(stored, arms, provenance={"study": "s"}, settings=settings)
+    write_integrated(described, stored, tmp_path / "parts.h5ad", settings)
+    for data in stored.values():
+        data.counts.__exit__(None, None, None)
+    found, wanted = (ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("parts", "expected"))
+    for key, loadings in wanted.varm.items():  # NaN where the arm did not use a gene
+        np.testing.assert_array_equal(found.varm.pop(key), loadings)
+    wanted.varm = {}
+    ad.tests.helpers.assert_equal(found, wanted, exact=True)
+
+
+USE_IN_SCVI = """
+import json, sys, warnings
+import anndata, scvi
+data = anndata.read_h5ad(sys.argv[1])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    scvi.model.SCVI.setup_anndata(data, layer="counts", batch_key="dataset")
+scvi.settings.seed = 0
+model = scvi.model.SCVI(data, n_hidden=16, n_latent=4)
+model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False)
+registered = model.adata_manager.summary_stats
+found = {name: int(registered[name]) for name in ("n_batch", "n_cells", "n_vars")}
+found["warned"] = [str(one.message) for one in caught if "count data" in str(one.message)]
+found["latent"] = list(model.get_latent_representation().shape)
+print(json.dumps(found))
+"""
+
+
+def test_opens_and_trains_in_scvi_tools(tmp_path: Path) -> None:
+    python = interpreter_with("scvi", "NEUMF_SCVI_PYTHON")
+    if python is None:
+        pytest.skip("scvi-tools is not installed (NEUMF_SCVI_PYTHON can name a Python with it)")
+    result = whole()
+    result.write_h5ad(tmp_path / "integrated.h5ad")
+    done = subprocess.run(
+        [python, "-c", USE_IN_SCVI, str(tmp_path / "integrated.h5ad")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (found["n_batch"], found["n_cells"], found["n_vars"]) == (2, *result.shape)
+    assert found["warned"] == []  # scvi-tools warns where the layer doesn't hold counts
+    assert found["latent"] == [100, 4]
 
 
 def test_refuses_what_does_not_fit() -> None:

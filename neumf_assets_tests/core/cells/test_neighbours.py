@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neumf_assets.core.cells import neighbours
+from neumf_assets.core.cells import inverted_lists, neighbours
 from neumf_assets.core.cells.neighbours import (
     cell_graph,
     find_cross_neighbours,
@@ -35,9 +35,10 @@ def test_exact_neighbours_match_all_distances(metric: str) -> None:
     np.testing.assert_allclose(found.distances, np.sort(true, axis=1)[:, :12], atol=1e-5)
 
 
-@pytest.mark.slow
-def test_approximate_neighbours_are_nearly_all_right_and_repeatable() -> None:
-    points = noise(3000, dims=10).embedding
+def test_approximate_neighbours_are_nearly_all_right_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inverted_lists, "LIST_POINTS", 64)
+    monkeypatch.setattr(inverted_lists, "_AXIS_POINTS", 500)
+    points = blobs(4, 2000, dims=12).embedding
     exact = find_neighbours(points, 20)
     first = find_neighbours(points, 20, exact_up_to=0, seed=3)
     again = find_neighbours(points, 20, exact_up_to=0, seed=3)
@@ -46,6 +47,25 @@ def test_approximate_neighbours_are_nearly_all_right_and_repeatable() -> None:
         [len(np.intersect1d(a, b)) / 20 for a, b in zip(exact.indices, first.indices, strict=True)]
     )
     assert recall > 0.95
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, 4), (700, 64), (512, 512), (513, 512)])
+def test_every_point_is_in_one_list_and_lists_are_even(n: int, size: int) -> None:
+    points = np.random.default_rng(0).normal(size=(n, 6)).astype(np.float32)
+    points[: n // 2] = points[0]  # equal points have to be parted, too
+    lists = inverted_lists.point_lists(points, size)
+    np.testing.assert_array_equal(np.sort(np.concatenate(lists)), np.arange(n))
+    assert max(map(len, lists)) <= size
+    assert min(map(len, lists)) >= min(n, size // 2)
+
+
+def test_more_neighbours_than_the_probed_lists_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inverted_lists, "LIST_POINTS", 4)
+    monkeypatch.setattr(inverted_lists, "PROBES", 2)
+    points = noise(60).embedding
+    np.testing.assert_array_equal(
+        find_neighbours(points, 30, exact_up_to=0).indices, find_neighbours(points, 30).indices
+    )
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,4 +1,4 @@
-"""AnnData files above the memory budget are read in parts: the same counts, the same refusals."""
+"""Files above the memory budget are read in parts: the same counts, the same refusals."""
 
 from __future__ import annotations
 
@@ -95,3 +95,59 @@ def test_a_name_that_occurs_in_two_parts_is_refused(tmp_path: Path, kind: str) -
     path = written(tmp_path, kind, counts(), names)
     with pytest.raises(BadInput, match="cells 2 and 21"):
         store_counts(path, tmp_path / "stored")
+
+
+def market(folder: Path, values: np.ndarray, order: str, types: bool) -> Path:
+    """Write a Matrix Market folder with its entries in some order, and one feature that is no gene."""
+    folder.mkdir()
+    cells, genes = np.nonzero(values)
+    by = {"cells": np.lexsort((genes, cells)), "genes": np.lexsort((cells, genes))}
+    by["none"] = np.random.default_rng(0).permutation(cells.size)
+    lines = [f"{genes[i] + 1} {cells[i] + 1} {values[cells[i], genes[i]]}" for i in by[order]]
+    head = ["%%MatrixMarket matrix coordinate integer general", f"{GENES} {CELLS} {cells.size}"]
+    (folder / "matrix.mtx").write_text("\n".join([*head, *lines]) + "\n")
+    (folder / "barcodes.tsv").write_text("".join(f"c{i}\n" for i in range(CELLS)))
+    kinds = ["Antibody Capture" if types and i == 3 else "Gene Expression" for i in range(GENES)]
+    names = [*"ABCDEFGA", "MT-X"]
+    table = "".join(f"E{i}\t{name}\t{kinds[i]}\n" for i, name in enumerate(names))
+    (folder / "features.tsv").write_text(table)
+    return folder
+
+
+@pytest.mark.parametrize("order", ["cells", "genes", "none"])
+@pytest.mark.parametrize("types", [False, True])
+def test_a_matrix_market_file_is_sorted_into_parts(
+    tmp_path: Path, order: str, types: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = counts()
+    values[10:15] = 0  # a part without entries
+    path = market(tmp_path / "data", values, order, types)
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        stored = store_counts(path, tmp_path / "out")
+    assert "5 cells are read at a time" in caplog.text
+    expected, found = read_counts(path), load_counts(tmp_path / "out")
+    assert stored.shape == expected.shape == found.shape
+    assert (stored.nonzero, stored.total_counts) == (expected.X.nnz, expected.X.sum())
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+    assert found.X.dtype == expected.X.dtype == np.int32
+    pd.testing.assert_frame_equal(found.var, expected.var)
+    assert list(found.obs_names) == list(expected.obs_names)
+    for key in ("format", "orientation", "sha256", "features_left_out"):
+        assert found.uns["provenance"].get(key) == expected.uns["provenance"].get(key)
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["counts.h5ad"]
+
+
+def test_refusals_of_a_matrix_market_file_in_parts_are_those_of_the_whole(tmp_path: Path) -> None:
+    values = counts()
+    values[17, 4] = -2
+    path = market(tmp_path / "negative", values, "none", False)
+    short = market(tmp_path / "short", counts(), "cells", False)
+    text = (short / "matrix.mtx").read_text().splitlines()
+    (short / "matrix.mtx").write_text("\n".join(text[:-3]) + "\n")
+    for folder in (path, short):
+        with pytest.raises(BadInput) as whole:
+            read_counts(folder)
+        with pytest.raises(BadInput) as parted:
+            store_counts(folder, tmp_path / "out")
+        assert str(parted.value) == str(whole.value)
+        assert not list((tmp_path / "out").iterdir())

@@ -325,3 +325,18 @@ def test_drift_between_repeats_on_a_gpu_is_bounded() -> None:
     counts, _, _ = low_rank(cells=400, genes=100)
     first, second = (train(counts, device="cuda").predict() for _ in range(2))
     assert np.abs(np.log(first) - np.log(second)).max() < 0.05
+
+
+@pytest.mark.parametrize("kind", ["gmf", "neumf"])
+def test_the_prior_keeps_genes_that_were_never_seen_near_their_expected_mean(kind: str) -> None:
+    counts, _, _ = low_rank(cells=200, genes=30)
+    unseen = np.arange(3)
+    seen = csr_matrix(counts.toarray() * ~np.isin(np.arange(30), unseen))
+    means = {
+        prior: train(seen, changed(kind=kind, epochs=60, learning_rate=0.1, bias_prior=prior)).predict()
+        for prior in (0.0, 1.0)
+    }
+    log_expected = np.log(0.1 / 200)  # of a gene without counts in 200 cells
+    assert np.log(means[1.0][:, unseen].mean()) == pytest.approx(log_expected, abs=0.5)
+    assert np.log(means[0.0][:, unseen].mean()) < log_expected - 1
+    np.testing.assert_allclose(means[1.0][:, 3:].mean(0), means[0.0][:, 3:].mean(0), rtol=0.1)

@@ -253,6 +253,7 @@ def test_tables_hold_the_figures(page):
         "0.7500.730 to 0.770",
         "0.001",
     ]
+    assert "Shuffled data: the scores of LIGER" in page.text_of["comparison"]
     assert page.row("SVD of log counts") == ["SVD of log counts", "0.1900"]
     assert page.row("Popularity") == ["Popularity", "0.700"]
     assert ["1", "ISG15", "CXCL10"] in [row for table in page.tables for row in table]

@@ -6,7 +6,7 @@ The matrix is read here and not by SciPy, whose reader (1.17) runs past the end 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -33,6 +33,7 @@ from neumf_assets.core.errors import BadInput
 
 GENE_EXPRESSION = "Gene Expression"
 _AGAIN = "Copy or export it again"
+_ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float64)])
 _SPACE = ord(" ")
 _MOST_DIGITS = 19
 
@@ -73,25 +74,113 @@ def read_market(root: Path, triple: Triple, given: str, orientation: Orientation
     BadInput
         When the three do not fit together, or one is damaged.
     """
-    cells = _lines(root / triple.barcodes, _file(given, triple.barcodes))[0]
-    features = _lines(root / triple.features, _file(given, triple.features))
-    accessions, names = features[0], features[min(1, len(features) - 1)]
-    matrix_file = _file(given, triple.matrix)
-    matrix = _matrix(root / triple.matrix, matrix_file)
-    genes_first = _genes_first(matrix.shape, len(names), len(cells), orientation, matrix_file)
-    by_cell = sparse.csr_matrix(matrix.T if genes_first else matrix)
-    raw = RawMatrix(
-        X=by_cell,
-        cells=check_names(cells.to_list(), by_cell.shape[0], "cells", matrix_file),
-        genes=check_names(names.to_list(), by_cell.shape[1], "genes", matrix_file),
-        format="Matrix Market",
-        rows="genes" if genes_first else "cells",
-        gene_ids=np.asarray(accessions.to_list(), dtype=object) if len(features) > 1 else None,
-        notes={"orientation": "genes_by_cells" if genes_first else "cells_by_genes"},
-    )
-    if len(features) > 2:
-        keep_gene_expression(raw, np.asarray(features[2].to_list(), dtype=object), given)
-    return raw
+    tables = _Tables(root, triple, given)
+    entries = _Entries(root / triple.matrix, tables.matrix_file)
+    matrix = _matrix(entries)
+    genes_first = tables.genes_first(matrix.shape, orientation)
+    return tables.raw(sparse.csr_matrix(matrix.T if genes_first else matrix), genes_first)
+
+
+def promised_entries(root: Path, triple: Triple, given: str) -> int:
+    """Return how many entries the header of a matrix promises.
+
+    Raises
+    ------
+    BadInput
+        When it has no sound header.
+    """
+    return _Entries(root / triple.matrix, _file(given, triple.matrix)).header.entries
+
+
+def read_market_in_parts(
+    root: Path, triple: Triple, given: str, orientation: Orientation, block_cells: int, folder: Path
+) -> tuple[RawMatrix, Iterator[tuple[int, int, sparse.csr_matrix]]]:
+    """Read a Matrix Market matrix, whose entries may come in any order, some cells at a time.
+
+    Parameters
+    ----------
+    root, triple, given, orientation
+        As :func:`read_market`.
+    block_cells
+        Cells of a part.
+    folder
+        Takes the entries, sorted into parts, 16 bytes each; what a part was read from is removed.
+
+    Returns
+    -------
+    tuple
+        The matrix without its entries; first cell, cell after the last, and rows of each part.
+
+    Raises
+    ------
+    BadInput
+        As :func:`read_market`, before any part is given.
+    """
+    tables = _Tables(root, triple, given)
+    entries = _Entries(root / triple.matrix, tables.matrix_file)
+    shape = (entries.header.rows, entries.header.columns)
+    genes_first = tables.genes_first(shape, orientation)
+    n_cells, n_genes = shape[::-1] if genes_first else shape
+    for block in entries:
+        _spill(block, genes_first, block_cells, folder)
+    whole = tables.raw(sparse.csr_matrix((n_cells, n_genes), dtype=np.float64), genes_first)
+    kept = tables.types == GENE_EXPRESSION if "features_left_out" in whole.notes else slice(None)
+
+    def parts() -> Iterator[tuple[int, int, sparse.csr_matrix]]:
+        for start in range(0, n_cells, block_cells):
+            stop, path = min(start + block_cells, n_cells), folder / f"{start // block_cells}"
+            own = np.fromfile(path, _ENTRY) if path.exists() else np.empty(0, _ENTRY)
+            path.unlink(missing_ok=True)
+            places = (own["cell"] - start, own["gene"])
+            yield start, stop, sparse.csr_matrix((own["value"], places), (stop - start, n_genes))[:, kept]
+
+    return whole, parts()
+
+
+def _spill(block: NDArray[np.float64], genes_first: bool, block_cells: int, folder: Path) -> None:
+    """Append each entry to the file of its part."""
+    own = np.empty(len(block), _ENTRY)
+    own["gene"], own["cell"] = (block[:, :2] if genes_first else block[:, 1::-1]).T - 1
+    own["value"] = block[:, 2]
+    part = own["cell"] // block_cells
+    own, part = own[order := np.argsort(part, kind="stable")], part[order]
+    for piece in np.split(own, np.flatnonzero(np.diff(part)) + 1):
+        if piece.size:
+            with (folder / f"{piece['cell'][0] // block_cells}").open("ab") as file:
+                piece.tofile(file)
+
+
+class _Tables:
+    """Barcodes and features."""
+
+    def __init__(self, root: Path, triple: Triple, given: str) -> None:
+        self._given, self.matrix_file = given, _file(given, triple.matrix)
+        self._cells = _lines(root / triple.barcodes, _file(given, triple.barcodes))[0]
+        self._features = _lines(root / triple.features, _file(given, triple.features))
+        self._names = self._features[min(1, len(self._features) - 1)]
+        self.types: Names | None = None
+        if len(self._features) > 2:
+            self.types = np.asarray(self._features[2].to_list(), dtype=object)
+
+    def genes_first(self, shape: tuple[int, int], orientation: Orientation) -> bool:
+        """Tell whether the rows are genes."""
+        return _genes_first(shape, len(self._names), len(self._cells), orientation, self.matrix_file)
+
+    def raw(self, by_cell: sparse.csr_matrix, genes_first: bool) -> RawMatrix:
+        """Put names to a matrix of cells × genes, and leave features out that are no genes."""
+        accessions = np.asarray(self._features[0].to_list(), dtype=object)
+        raw = RawMatrix(
+            X=by_cell,
+            cells=check_names(self._cells.to_list(), by_cell.shape[0], "cells", self.matrix_file),
+            genes=check_names(self._names.to_list(), by_cell.shape[1], "genes", self.matrix_file),
+            format="Matrix Market",
+            rows="genes" if genes_first else "cells",
+            gene_ids=accessions if len(self._features) > 1 else None,
+            notes={"orientation": "genes_by_cells" if genes_first else "cells_by_genes"},
+        )
+        if self.types is not None:
+            keep_gene_expression(raw, self.types, self._given)
+        return raw
 
 
 def keep_gene_expression(raw: RawMatrix, types: Names, file: str) -> None:
@@ -141,30 +230,45 @@ def _lines(path: Path, file: str) -> list[pl.Series]:
     return table.fill_null("").with_columns(pl.all().str.strip_chars_end("\r")).get_columns()
 
 
-def _matrix(path: Path, file: str) -> sparse.coo_matrix:
-    blocks = line_blocks(path, file)
-    first = next(blocks, b"")
-    header = _header(first, file)
+class _Entries:
+    """The entries of a matrix, block by block: row, column (from 1) and value of each. To be read once."""
+
+    def __init__(self, path: Path, file: str) -> None:
+        self._file, self._blocks = file, line_blocks(path, file)
+        first = next(self._blocks, b"")
+        self.header = _header(first, file)
+        self._first = first[self.header.length :]
+
+    def __iter__(self) -> Iterator[NDArray[np.float64]]:
+        header, found = self.header, 0
+        for block in chain([self._first], self._blocks):
+            if block:
+                plain = _plain_entries(block, header)
+                entries = (
+                    _entries(block, header, header.lines + found, self._file) if plain is None else plain
+                )
+                found += len(entries)
+                yield entries
+        if found != header.entries:
+            raise BadInput(
+                self._file,
+                "",
+                f"promises {header.entries} entries, but holds {found}",
+                "It was cut short: " + _AGAIN,
+            )
+
+
+def _matrix(entries: _Entries) -> sparse.coo_matrix:
     rows, columns, values = ([np.empty(0, kind)] for kind in (np.int32, np.int32, np.float64))
-    found = 0
-    for block in chain([first[header.length :]], blocks):
-        if block:
-            plain = _plain_entries(block, header)
-            entries = _entries(block, header, header.lines + found, file) if plain is None else plain
-            # 12 bytes an entry from here on, or 16, not 24
-            rows.append(entries[:, 0].astype(np.int32) - 1)
-            columns.append(entries[:, 1].astype(np.int32) - 1)
-            values.append(_compact(entries[:, 2]))
-            found += len(entries)
-    if found != header.entries:
-        raise BadInput(
-            file,
-            "",
-            f"promises {header.entries} entries, but holds {found}",
-            "It was cut short: " + _AGAIN,
-        )
+    for block in entries:
+        # 12 bytes an entry from here on, or 16, not 24
+        rows.append(block[:, 0].astype(np.int32) - 1)
+        columns.append(block[:, 1].astype(np.int32) - 1)
+        values.append(_compact(block[:, 2]))
     positions = (_joined(rows), _joined(columns))
-    return sparse.coo_matrix((_joined(values), positions), shape=(header.rows, header.columns))
+    return sparse.coo_matrix(
+        (_joined(values), positions), shape=(entries.header.rows, entries.header.columns)
+    )
 
 
 def _compact(values: NDArray[np.float64]) -> NDArray[np.float64] | NDArray[np.float32]:

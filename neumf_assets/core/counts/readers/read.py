@@ -19,7 +19,13 @@ from neumf_assets.core.counts.readers.delimited import read_delimited
 from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
 from neumf_assets.core.counts.readers.market import read_market
 from neumf_assets.core.counts.readers.matrix import RawMatrix
-from neumf_assets.core.counts.readers.parts import Stored, store_in_parts, too_large
+from neumf_assets.core.counts.readers.parts import (
+    Stored,
+    market_too_large,
+    store_in_parts,
+    store_market_in_parts,
+    too_large,
+)
 from neumf_assets.core.counts.readers.source import Source, fetched
 from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import save_counts
@@ -103,14 +109,16 @@ def store_counts(
     begin = time.perf_counter()
     with fetched(source, name, labels, settings.sha256) as files:
         table = read_labels(files.labels, files.labels_given) if files.labels else None
+
+        def finish(raw: RawMatrix) -> tuple[pd.DataFrame, dict[str, Any]]:
+            provenance = _provenance(files, raw)
+            provenance["read_seconds"] = time.perf_counter() - begin
+            return _labels_of(files, settings, raw, table), provenance
+
+        if files.triple and market_too_large(files.path, files.triple, files.given, settings):
+            return store_market_in_parts(files.path, files.triple, files.given, settings, folder, finish)
         with _parted(files, settings) as (store, format_name):
             if store is not None:
-
-                def finish(raw: RawMatrix) -> tuple[pd.DataFrame, dict[str, Any]]:
-                    provenance = _provenance(files, raw)
-                    provenance["read_seconds"] = time.perf_counter() - begin
-                    return _labels_of(files, settings, raw, table), provenance
-
                 return store_in_parts(store, files.given, settings, format_name, folder, finish)
         adata = _limited(_whole(files, settings, table), settings)
     adata.uns["provenance"]["read_seconds"] = time.perf_counter() - begin
