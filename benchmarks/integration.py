@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parent / "results"
 REAL = ("kang_seed", "kang_ifnb")
 CHOICES = ("simulated", *REAL)
-SIMULATED = (2, 3, 6)
+SIMULATED: tuple[Literal[2, 3, 6], ...] = (2, 3, 6)
 LABELS = "cell_type"
 PREPARE = ("raw_counts", "counts", "shared_genes")
 MODELS = ("neumf_model", "dense_counts")
@@ -246,9 +246,9 @@ def differences(means: list[Row]) -> dict[str, float]:
         pairs = [("ineumf", other, "ari_mean") for other in ("liger", "neumf_liger", *WITH_MLP)]
         pairs += [(arm, JOINTLY, "accuracy_of_mapped") for _, arm in by if arm.startswith("ineumf, mapped")]
         for one, other, score in pairs:
-            values = [by.get((data, arm), {}).get(score) for arm in (one, other)]
-            if None not in values:
-                found[f"{data}: {score}, {one} minus {other}"] = round(values[0] - values[1], 4)
+            first, second = (by.get((data, arm), {}).get(score) for arm in (one, other))
+            if first is not None and second is not None:
+                found[f"{data}: {score}, {one} minus {other}"] = round(first - second, 4)
     return found
 
 

@@ -49,12 +49,18 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export",
         help="write a study's matrices as CSV or Matrix Market",
-        description="csv: the dense matrix that NeuMF predicts, gene × cell with names; mtx: the filtered "
-        "counts as a 10x folder.",
+        description="csv: a dense matrix, gene × cell with names; mtx: the filtered counts as a 10x folder.",
     )
     export.add_argument("target", help="folder to write to")
     export.add_argument("--study", required=True, help="name of the study")
     export.add_argument("--format", choices=("csv", "mtx"), default="csv", help="default: csv")
+    export.add_argument(
+        "--matrix",
+        choices=("model", "liger", "ineumf"),
+        default="model",
+        help="csv: what the dataset's own NeuMF predicts (default), LIGER's H (W + V) in counts, or what the "
+        "integrative NeuMF predicts without the differences between datasets",
+    )
     export.add_argument("--dataset", action="append", help="only this dataset (may be repeated)")
     export.set_defaults(action=_export)
     doctor = commands.add_parser(
@@ -113,7 +119,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from neumf_assets.export import export_study
 
-    for path in export_study(options.study, options.target, options.format, options.dataset):
+    for path in export_study(options.study, options.target, options.format, options.dataset, options.matrix):
         print(path)
     return 0
 

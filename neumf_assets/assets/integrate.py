@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from neumf_assets.assets.inputs import load_all_counts, scaled_counts, selected_genes, stored_counts
+from neumf_assets.assets.inputs import (
+    load_all_counts,
+    read_table,
+    scaled_counts,
+    selected_genes,
+    stored_counts,
+)
 from neumf_assets.assets.model import loss_pictures, model_figures
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 from neumf_assets.assets.update import mapped_model, mapping_plan, update_figures
 from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pandas as pd
 
     from neumf_assets.core.liger.inmf import INMFResult
-    from neumf_assets.core.neumf.model import NeuMFModel
+    from neumf_assets.core.neumf.model import NeuMFModel, Part
     from neumf_assets.core.report.content import Curves, FactorGenes
 
 _GENES_SHOWN = 10
@@ -83,6 +91,7 @@ def shared_genes(step: Step) -> Product:
     group="integrate",
     inputs=("counts", "shared_genes"),
     settings=("liger",),
+    version="2",
     kinds=("pytorch", "numpy"),
     uses_device=True,
 )
@@ -99,7 +108,7 @@ def liger_factors(step: Step) -> Product:
         result = factorise_stored(
             list(scaled.values()), step.study.liger, device=step.device, progress=step.progress
         )
-    return _factors_product(result, list(scaled), selected_genes(step))
+    return _factors_product(step, result, list(scaled), selected_genes(step))
 
 
 @stage(
@@ -107,6 +116,7 @@ def liger_factors(step: Step) -> Product:
     group="integrate",
     inputs=("dense_counts", "shared_genes"),
     settings=("liger",),
+    version="2",
     kinds=("pytorch", "numpy"),
     uses_device=True,
 )
@@ -137,7 +147,7 @@ def neumf_liger_factors(step: Step) -> Product:
         columns = np.array([position[gene] for gene in genes], dtype=np.intp)
         parts.append(scale_dense(matrix, gene_statistics(matrix), columns, device=step.device))
     result = factorise(parts, step.study.liger, device=step.device, progress=step.progress)
-    return _factors_product(result, list(opened), genes)
+    return _factors_product(step, result, list(opened), genes)
 
 
 @stage(
@@ -199,14 +209,27 @@ def liger_sweep(step: Step) -> Product:
     )
 
 
-def _factors_product(result: INMFResult, datasets: list[str], genes: list[str]) -> Product:
+def _factors_product(step: Step, result: INMFResult, datasets: list[str], genes: list[str]) -> Product:
+    from neumf_assets.core.liger.factors import SHARED, top_genes
     from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.report.plots import loss_curve_svg, markdown_image, objective_curve
 
     named = NamedFactors(result, tuple(datasets), tuple(genes))
     curve = {"objective": result.objective}
+    top = top_genes(result.W, result.V, genes, datasets, step.study.liger.top_genes)
+    shown = top[(top["kind"] == SHARED) & (top["rank"] <= _GENES_SHOWN)]
+    listed = shown.groupby("factor")["gene"].agg(", ".join)
+    rows = [
+        {"factor": number + 1, "shared by all datasets": genes_of}
+        for number, genes_of in zip(listed.index.tolist(), listed, strict=True)
+    ]
+
+    def save(folder: Path) -> None:
+        named.save(folder)
+        top.to_parquet(folder / "top_genes.parquet", index=False)
+
     return Product(
-        named.save,
+        save,
         {
             "objective": float(result.objective[-1]),
             "iterations": result.n_iterations,
@@ -219,6 +242,7 @@ def _factors_product(result: INMFResult, datasets: list[str], genes: list[str]) 
             "objective curve": loss_curve_svg(curve),
             "objective by iteration": markdown_image(objective_curve(curve), "objective by iteration"),
         },
+        tables={"top genes": rows},
     )
 
 
@@ -324,7 +348,9 @@ def ineumf_cell_embedding(step: Step) -> Product:
     with stored_counts(step) as counts:
         cells = cell_table(counts)
     batch = cells[step.study.batch_column or DATASET].to_numpy(str)
-    embedding = harmony_align(model.cell_embedding("gmf", metric="gene"), batch, step.study.align)
+    # Distances in the tower's own embedding tell nothing of the cells' types where there is a GMF part.
+    part: Part = "mlp" if model.settings.kind == "mlp" else "gmf"
+    embedding = harmony_align(model.cell_embedding(part, metric="gene"), batch, step.study.align)
     return _embedding_product(step, cells, embedding)
 
 
@@ -361,23 +387,22 @@ def curve_of(step: Step, arm: str) -> Curves:
 
 def factor_genes(step: Step, arm: str) -> list[FactorGenes]:
     """The top genes of each factor of an arm; none for the integrative NeuMF, whose axes have no sign."""
-    from neumf_assets.core.liger.factors import top_genes
+    from neumf_assets.core.liger.factors import SHARED
     from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.report.content import FactorGenes
 
     if arm == "ineumf":
         return []
     factors = NamedFactors.load(step.one(f"{arm}/factors").path)
-    result = factors.result
-    table = top_genes(result.W, result.V, factors.genes, factors.datasets, _GENES_SHOWN)
-    listed = table.groupby(["factor", "kind"])["gene"].agg(list)
+    table = read_table(step.one(f"{arm}/factors"), "top_genes")
+    listed = table[table["rank"] <= _GENES_SHOWN].groupby(["factor", "kind"])["gene"].agg(list)
     return [
         FactorGenes(
             f"factor {number + 1}",
-            listed.get((number, "shared"), []),
+            listed.get((number, SHARED), []),
             {name: listed.get((number, name), []) for name in factors.datasets},
         )
-        for number in range(result.k)
+        for number in range(factors.result.k)
     ]
 
 

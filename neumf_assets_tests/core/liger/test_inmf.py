@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +187,30 @@ def test_best_of_several_starts_is_kept() -> None:
     assert len(result.trials) == 3
     assert result.n_iterations == 10
     assert result.objective[-1] <= min(result.trials) * (1 + 1e-5)
+
+
+MEMORY = """
+import scipy.sparse as sp
+from neumf_assets.core.liger.inmf import inmf
+from neumf_assets.core.liger.settings import LigerSettings
+from neumf_assets.core.measure import measured
+
+X = [sp.random(cells, 2000, 0.05, "csr", "float32", rng=cells) for cells in (6000, 3000)]
+settings = LigerSettings(k=10, restarts=2, trial_iterations=2, iterations=4)
+inmf([x[:100] for x in X], settings)  # loads what is loaded late
+with measured() as idle:
+    pass
+with measured() as cost:
+    inmf(X, settings)
+print(cost.peak_mib - idle.peak_mib)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux only")
+def test_memory_stays_below_one_dense_copy() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    dense = 9000 * 2000 * 4 / 2**20
+    assert float(done.stdout) < dense
 
 
 def test_threads_of_the_caller_are_given_back(planted: Planted) -> None:
