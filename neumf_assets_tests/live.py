@@ -46,24 +46,32 @@ def stubbed(
     during: Callable[[Stage, Step], None] | None = None,
     real: frozenset[str] = frozenset({"raw_counts"}),
 ) -> None:
-    """Replace what the stages compute but the ``real`` ones; ``during`` is called from within the others."""
+    """Replace what the stages compute but the ``real`` ones; ``during`` is called from within all of them."""
     original = study_definitions.asset_of
 
     def asset_of(study: StudySettings, declared: Stage, *others: Any) -> dg.AssetsDefinition:
-        if declared.path not in real:
-            declared = dataclasses.replace(declared, compute=_writes_a_line(declared, during))
+        compute = declared.compute if declared.path in real else _writes_a_line(declared)
+        if during is not None:
+            compute = _after(during, declared, compute)
+        declared = dataclasses.replace(declared, compute=compute)
         return original(study, declared, *others)
 
     monkeypatch.setattr(study_definitions, "asset_of", asset_of)
     monkeypatch.setenv("NEUMF_DEVICE", "cpu")
 
 
-def _writes_a_line(
-    declared: Stage, during: Callable[[Stage, Step], None] | None
+def _after(
+    during: Callable[[Stage, Step], None], declared: Stage, then: Callable[[Step], Product]
 ) -> Callable[[Step], Product]:
     def compute(step: Step) -> Product:
-        if during is not None:
-            during(declared, step)
+        during(declared, step)
+        return then(step)
+
+    return compute
+
+
+def _writes_a_line(declared: Stage) -> Callable[[Step], Product]:
+    def compute(step: Step) -> Product:
         made_of = {
             name: sorted(step.inputs[name]) for name in step.inputs if isinstance(step.inputs[name], dict)
         }

@@ -9,11 +9,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from neumf_assets_tests.e2e.asking import add_datasets, cancel, ended, launch, quiet, runs, status
 from neumf_assets_tests.e2e.servers import (
     DEPLOY,
     Deployment,
@@ -41,9 +41,7 @@ liger: {k: 5, iterations: 5, trial_iterations: 1}
 clusters: {resolutions: [0.4], default_resolution: 0.4, seeds: [0], hdbscan_min_size: 10}
 umap: {n_epochs: 10}
 """
-REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": "neumf_assets"}
 DATASETS = ("ctrl", "stim")
-IN_PROGRESS = {"NOT_STARTED", "QUEUED", "STARTING", "STARTED", "CANCELING"}
 
 
 @pytest.fixture(scope="module")
@@ -87,44 +85,6 @@ def _hasten(file: Path) -> None:
     file.write_text(text.replace("poll_interval_seconds: 30", "poll_interval_seconds: 3"))
 
 
-def _runs(site: Deployment) -> dict[str, dict[str, Any]]:
-    query = "{ runsOrError(limit: 100) { ... on Runs { results { id status jobName tags { key value } } } } }"
-    results = site.read(query)["runsOrError"]["results"]
-    return {run["id"]: {**run, "tags": {t["key"]: t["value"] for t in run["tags"]}} for run in results}
-
-
-def _launch(site: Deployment, job: str, partition: str | None = None, *assets: str) -> str:
-    tags = [] if partition is None else [{"key": "dagster/partition", "value": partition}]
-    selector: dict[str, Any] = {**REPOSITORY, "jobName": f"tiny_{job}"}
-    if assets:
-        selector["assetSelection"] = [{"path": ["tiny", *name.split("/")]} for name in assets]
-    answer = site.ask(
-        """mutation Launch($execution: ExecutionParams!) { launchRun(executionParams: $execution) { __typename
-             ... on LaunchRunSuccess { run { id } } ... on PythonError { message } } }""",
-        execution={"selector": selector, "executionMetadata": {"tags": tags}, "runConfigData": {}},
-    )["launchRun"]
-    assert answer["__typename"] == "LaunchRunSuccess", answer
-    return str(answer["run"]["id"])
-
-
-def _status(site: Deployment, run: str) -> str:
-    return str(_runs(site)[run]["status"])
-
-
-def _ended(site: Deployment, run: str, seconds: float = 300) -> str:
-    return str(
-        wait_for(
-            lambda: found if (found := _status(site, run)) not in IN_PROGRESS else None,
-            f"the end of run {run}",
-            seconds,
-        )
-    )
-
-
-def _quiet(site: Deployment) -> bool:
-    return not {run["status"] for run in _runs(site).values()} & IN_PROGRESS
-
-
 def _worker(site: Deployment, run: str) -> int:
     """The process that executes a run, which says so in the file that it keeps locked."""
     file = site.home / "locks" / "runs" / run
@@ -136,14 +96,7 @@ def _worker(site: Deployment, run: str) -> int:
 @pytest.fixture(scope="module")
 def built(site: Deployment) -> Deployment:
     """The study run through: a backfill of its datasets, then what needs them all."""
-    for name in DATASETS:
-        site.ask(
-            """mutation Add($repository: RepositorySelector!, $key: String!) { addDynamicPartition(
-                 repositorySelector: $repository, partitionsDefName: "tiny_datasets", partitionKey: $key)
-                 { __typename } }""",
-            repository=REPOSITORY,
-            key=name,
-        )
+    add_datasets(site, *DATASETS)
     keys = ["raw_counts", "counts", "long_counts", "neumf_model", "neumf_evaluation", "dense_counts"]
     answer = site.ask(
         """mutation Backfill($backfill: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $backfill)
@@ -155,10 +108,10 @@ def built(site: Deployment) -> Deployment:
         },
     )["launchPartitionBackfill"]
     assert answer["__typename"] == "LaunchBackfillSuccess", answer
-    wait_for(lambda: len(_runs(site)) >= len(DATASETS), "the backfill's runs")
-    wait_for(lambda: _quiet(site), "the end of the backfill", 400)
-    assert {run["status"] for run in _runs(site).values()} == {"SUCCESS"}, site.logs()
-    assert _ended(site, _launch(site, "integrate")) == "SUCCESS", site.logs()
+    wait_for(lambda: len(runs(site)) >= len(DATASETS), "the backfill's runs")
+    wait_for(lambda: quiet(site), "the end of the backfill", 400)
+    assert {run["status"] for run in runs(site).values()} == {"SUCCESS"}, site.logs()
+    assert ended(site, launch(site, "integrate")) == "SUCCESS", site.logs()
     return site
 
 
@@ -198,35 +151,34 @@ def test_a_cancelled_step_leaves_the_last_version_and_no_run_in_progress(
     built: Deployment, bucket: ObjectStore
 ) -> None:
     before = _version(bucket, "neumf_model", "ctrl")
-    run = _launch(built, "train", "ctrl")
+    run = launch(built, "train", "ctrl")
     _worker(built, run)
-    answer = built.ask("mutation Stop($run: String!) { terminateRun(runId: $run) { __typename } }", run=run)
-    assert answer["terminateRun"]["__typename"] == "TerminateRunSuccess"
-    assert _ended(built, run) in {"CANCELED", "SUCCESS"}
+    cancel(built, run)
+    assert ended(built, run) in {"CANCELED", "SUCCESS"}
     assert _version(bucket, "neumf_model", "ctrl") >= before
-    assert _ended(built, _launch(built, "train", "ctrl")) == "SUCCESS"
+    assert ended(built, launch(built, "train", "ctrl")) == "SUCCESS"
 
 
 def test_a_killed_run_is_noticed_and_started_once_more(built: Deployment) -> None:
-    run = _launch(built, "train", "stim")
+    run = launch(built, "train", "stim")
     os.kill(_worker(built, run), signal.SIGKILL)
-    assert _ended(built, run) == "FAILURE"
+    assert ended(built, run) == "FAILURE"
     again = wait_for(lambda: _retry_of(built, run), "the second try")
-    assert _ended(built, again) == "SUCCESS", built.logs()
+    assert ended(built, again) == "SUCCESS", built.logs()
 
 
 def test_runs_survive_a_daemon_that_is_killed_and_started_again(built: Deployment) -> None:
-    run = _launch(built, "integrate")
+    run = launch(built, "integrate")
     built.services["daemon"].kill()
     built.services["daemon"].start()
-    assert _ended(built, run) == "SUCCESS", built.logs()
+    assert ended(built, run) == "SUCCESS", built.logs()
 
 
 def test_after_a_power_cut_nothing_stays_in_progress_and_the_work_is_done(
     built: Deployment, database: Postgres, bucket: ObjectStore
 ) -> None:
     before = _version(bucket, "neumf_model", "ctrl")
-    run = _launch(built, "train", "ctrl")
+    run = launch(built, "train", "ctrl")
     worker = psutil.Process(_worker(built, run))
     for server in (*built.services.values(), database):
         server.kill()
@@ -236,11 +188,11 @@ def test_after_a_power_cut_nothing_stays_in_progress_and_the_work_is_done(
     database.start()  # PostgreSQL recovers from its log
     assert _version(bucket, "neumf_model", "ctrl") >= before
     built.up()
-    assert _ended(built, run) in {"FAILURE", "SUCCESS"}
-    if _status(built, run) == "FAILURE":
+    assert ended(built, run) in {"FAILURE", "SUCCESS"}
+    if status(built, run) == "FAILURE":
         again = wait_for(lambda: _retry_of(built, run), "the second try")
-        assert _ended(built, again) == "SUCCESS", built.logs()
-    assert _quiet(built)
+        assert ended(built, again) == "SUCCESS", built.logs()
+    assert quiet(built)
 
 
 def test_a_database_that_goes_away_for_a_while_ends_no_service(built: Deployment, database: Postgres) -> None:
@@ -252,7 +204,7 @@ def test_a_database_that_goes_away_for_a_while_ends_no_service(built: Deployment
         assert isinstance(server, Server) and server.process is not None
         assert server.process.poll() is None, f"{name} ended\n{built.logs()}"
     wait_for(built.ready, "the web interface's new connections", 120)
-    assert _ended(built, _launch(built, "ingest", "ctrl")) == "SUCCESS", built.logs()
+    assert ended(built, launch(built, "ingest", "ctrl")) == "SUCCESS", built.logs()
 
 
 def test_object_storage_cut_off_in_mid_write_leaves_the_last_version_readable(
@@ -261,8 +213,8 @@ def test_object_storage_cut_off_in_mid_write_leaves_the_last_version_readable(
 
     before = {key: size for key, size in bucket.objects().items() if "manifest" in key}
     bucket.wire.cut(after_bytes=30_000)
-    run = _launch(built, "ingest", "ctrl")
-    assert _ended(built, run) == "FAILURE"
+    run = launch(built, "ingest", "ctrl")
+    assert ended(built, run) == "FAILURE"
     bucket.wire.mend()
     stored = bucket.objects()
     assert set(before) <= set(stored)
@@ -271,7 +223,7 @@ def test_object_storage_cut_off_in_mid_write_leaves_the_last_version_readable(
         content = json.loads(bucket.client().get_object(Bucket=bucket.bucket, Key=manifest)["Body"].read())
         for name, size in content["files"].items():
             assert stored[f"{folder}/{content['version']}/{name}"] == size
-    assert _ended(built, _launch(built, "ingest", "ctrl")) == "SUCCESS", built.logs()
+    assert ended(built, launch(built, "ingest", "ctrl")) == "SUCCESS", built.logs()
 
 
 def test_every_variable_that_the_settings_ask_for_is_in_the_environment_file() -> None:
@@ -289,11 +241,7 @@ def test_services_listen_on_loopback_only() -> None:
 
 def _retry_of(site: Deployment, run: str) -> str | None:
     return next(
-        (
-            other
-            for other, values in _runs(site).items()
-            if values["tags"].get("dagster/parent_run_id") == run
-        ),
+        (other for other, values in runs(site).items() if values["tags"].get("dagster/parent_run_id") == run),
         None,
     )
 
