@@ -8,16 +8,20 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.core.errors import NeumfError
 
 if TYPE_CHECKING:
+    from neumf_assets.core.liger.settings import LigerSettings
+    from neumf_assets.core.neumf.parallel import Launch
     from neumf_assets.core.neumf.settings import NeuMFSettings
     from neumf_assets.core.neumf.train import Training
 
 POLL_SECONDS = 0.2
+NEUMF, INMF = "neumf_assets.core.neumf.parallel", "neumf_assets.core.liger.sharded"
 
 
 def training_of(settings: NeuMFSettings, device: str) -> Training | None:
@@ -42,6 +46,17 @@ def training_of(settings: NeuMFSettings, device: str) -> Training | None:
     return ParallelTraining(settings.workers, LocalProcesses(threads=settings.threads))
 
 
+def inmf_launch(settings: LigerSettings) -> Launch | None:
+    """What runs the processes of integrative NMF; ``None``: the calling process factorises alone."""
+    if settings.workers == 1:
+        return None
+    from neumf_assets.core.neumf.parallel import LocalProcesses
+
+    if os.environ.get("NEUMF_EXECUTOR") == "ray":
+        return RayWorkers(cpus=settings.threads, module=INMF)
+    return LocalProcesses(threads=settings.threads, module=INMF)
+
+
 @dataclass(frozen=True)
 class RayWorkers:
     """Runs workers as Ray Train's, spread over the nodes of a cluster.
@@ -58,12 +73,15 @@ class RayWorkers:
         How often lost workers are replaced.
     address
         The cluster; ``None``: ``RAY_ADDRESS``, inside a Ray job its own cluster.
+    module
+        Whose ``work`` they do.
     """
 
     cpus: int = 1
     gpu: bool = False
     restarts: int = 3
     address: str | None = None
+    module: str = NEUMF
 
     def __call__(self, folder: Path, size: int, poll: Callable[[], None]) -> None:
         """Run all workers to the end.
@@ -100,7 +118,7 @@ class RayWorkers:
         try:
             TorchTrainer(
                 worker,
-                train_loop_config={"folder": str(folder.absolute())},
+                train_loop_config={"folder": str(folder.absolute()), "module": self.module},
                 torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo", timeout_s=600),
                 scaling_config=ScalingConfig(
                     num_workers=size,
@@ -122,7 +140,7 @@ def worker(config: dict[str, Any]) -> None:
     """Be one of Ray Train's workers."""
     import ray.train
 
-    from neumf_assets.core.neumf.parallel import work
-
     context = ray.train.get_context()
-    work(Path(config["folder"]), context.get_world_rank(), context.get_world_size())
+    import_module(config["module"]).work(
+        Path(config["folder"]), context.get_world_rank(), context.get_world_size()
+    )

@@ -142,7 +142,7 @@ def write_integrated(
     kind = np.result_type(*(data.dtype for data in counts.values()))
     with h5py.File(path, "w") as file:
         ad.io.write_elem(file, "/", described, dataset_kwargs={"compression": COMPRESSION})
-        for name in ("X", "layers/counts"):
+        for name in ("X", "raw", "layers/counts"):
             file.pop(name, None)
         X = SparseWriter(file.create_group("X"), np.dtype(np.float32), COMPRESSION)
         layer = SparseWriter(file.create_group("layers/counts"), kind, COMPRESSION)

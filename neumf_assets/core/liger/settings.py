@@ -84,6 +84,13 @@ class LigerSettings(Settings):
         description="CPU threads of iNMF. The sparse products are bound by memory: a second thread gains "
         "little, and loses much on cores that others use too.",
     )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Processes that factorise counts in memory together, each with its share of the cells (on a "
+        "Ray cluster, or on this machine); same factors up to the order of sums in float32. On the CPU only.",
+    )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the starts and of all sampling.")
     online: bool = Field(
         default=False,

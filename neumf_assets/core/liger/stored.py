@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,6 +18,8 @@ from neumf_assets.core.liger.matrices import ChunkedMatrix
 from neumf_assets.core.liger.online import online_inmf
 from neumf_assets.core.liger.preprocess import GeneStatistics, inverse, scaled
 from neumf_assets.core.liger.settings import LigerSettings
+from neumf_assets.core.liger.sharded import inmf_by_workers
+from neumf_assets.core.neumf.parallel import Launch
 from neumf_assets.core.progress import Progress, silent
 
 PIECE_CELLS = 256
@@ -69,12 +72,21 @@ def factorise_stored(
     *,
     device: str = "cpu",
     progress: Progress = silent,
+    launch: Launch | None = None,
+    folder: Path | None = None,
 ) -> INMFResult:
-    """Factorise datasets on disk: in memory where they fit into the budget, else online, batch by batch."""
+    """Factorise datasets on disk: in memory where they fit into the budget, else online, batch by batch.
+
+    With ``launch``, what fits and is not learnt online is factorised by ``settings.workers`` processes, which read
+    and write in ``folder`` (:func:`~neumf_assets.core.liger.sharded.inmf_by_workers`).
+    """
     needed = BYTES_PER_ENTRY * sum(data.counts.nnz for data in datasets)
     cells = sum(data.shape[0] for data in datasets)
     online = f"it learns online, from batches of {settings.batch_cells} cells that are read from disk"
     if not memory.exceeds(needed, f"Integrative factorisation of {cells} cells", online):
+        if launch is not None and not settings.online:
+            whole = [data.whole() for data in datasets]
+            return inmf_by_workers(whole, settings, launch, folder=folder, progress=progress)
         return factorise([data.whole() for data in datasets], settings, device=device, progress=progress)
     matrices, orders = zip(*(data.batches(settings.batch_cells, device) for data in datasets), strict=True)
     result = online_inmf(matrices, settings, device=device, progress=progress)

@@ -224,7 +224,7 @@ class ParallelTraining:
         folder.mkdir(parents=True, exist_ok=True)
         for rank in range(self.workers):
             write_shard(data, key, rank, self.workers, folder)
-        report = _Follow(folder / "progress", progress)
+        report = Follow(folder / "progress", progress)
         self.launch(folder, self.workers, report)
         report()
         state, self.traffic = join_results(data, self.workers, folder)
@@ -239,7 +239,7 @@ class ParallelTraining:
         return state
 
 
-class _Follow:
+class Follow:
     """Passes on what the first worker wrote about its progress, each line once."""
 
     def __init__(self, file: Path, progress: Progress) -> None:
@@ -247,6 +247,7 @@ class _Follow:
         file.unlink(missing_ok=True)
 
     def __call__(self) -> None:
+        """Pass on what is new."""
         if not self.file.exists():
             return
         with self.file.open() as lines:
@@ -378,10 +379,13 @@ class LocalProcesses:
         How often lost workers are replaced: all are started again, from the last checkpoint.
     threads
         Threads of each (``None``: the processors shared out).
+    module
+        Whose ``work`` they do; run as a program it does so, as this one.
     """
 
     restarts: int = 3
     threads: int | None = None
+    module: str = "neumf_assets.core.neumf.parallel"
 
     def __call__(self, folder: Path, size: int, poll: Callable[[], None]) -> None:
         """Run all workers to the end."""
@@ -419,7 +423,7 @@ class LocalProcesses:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = str(self.threads or max(1, usable // size))
         environment = os.environ | {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, "-m", __name__, str(folder), str(rank), str(size), str(store)]
+        command = [sys.executable, "-m", self.module, str(folder), str(rank), str(size), str(store)]
         with log.open("wb") as output:
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
@@ -432,8 +436,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def main(folder: str, rank: str, size: str, store: str) -> None:
-    """Be a worker that :class:`LocalProcesses` has started."""
+def main(work: Callable[[Path, int, int], None], folder: str, rank: str, size: str, store: str) -> None:
+    """Do ``work`` as a worker that :class:`LocalProcesses` has started."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -449,4 +453,4 @@ def main(folder: str, rank: str, size: str, store: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(work, *sys.argv[1:])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anndata as ad
 import anndata.tests.helpers
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -175,6 +176,9 @@ def test_the_file_written_in_parts_is_that_of_one_in_memory(
     write_integrated(described, stored, tmp_path / "parts.h5ad", settings)
     for data in stored.values():
         data.counts.__exit__(None, None, None)
+    with h5py.File(tmp_path / "parts.h5ad") as parts, h5py.File(tmp_path / "expected.h5ad") as whole:
+        assert set(parts) <= set(whole)
+        assert "raw" not in parts
     found, wanted = (ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("parts", "expected"))
     for key, loadings in wanted.varm.items():  # NaN where the arm did not use a gene
         np.testing.assert_array_equal(found.varm.pop(key), loadings)

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
+from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.liger.inmf import inmf
 from neumf_assets.core.liger.settings import LigerSettings
-
-WORKER = """
-import sys
-import numpy as np, scipy.sparse as sp, torch
-from neumf_assets.core.liger.inmf import inmf
-from neumf_assets.core.liger.settings import LigerSettings
+from neumf_assets.core.liger.sharded import inmf_by_workers
 from neumf_assets.core.liger.shards import GroupShards
-
-folder, rank = sys.argv[1], int(sys.argv[2])
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-shards = GroupShards()
-settings = LigerSettings.model_validate_json(open(f"{folder}/settings").read())
-mine = [sp.load_npz(f"{folder}/data-{d}.npz")[rank::2] for d in range(2)]
-result = inmf(mine, settings, shards=shards)
-np.savez(
-    f"{folder}/result-{rank}.npz", W=result.W, objective=result.objective, kkt=result.kkt,
-    bytes=shards.summed_bytes, **{f"V{d}": result.V[d] for d in range(2)}, **{f"H{d}": result.H[d] for d in range(2)},
-)
-"""
+from neumf_assets.core.neumf.parallel import LocalProcesses
+from neumf_assets.ray_training import RayWorkers, inmf_launch
 
 
 def _counts(cells: int, seed: int) -> sp.csr_matrix:
@@ -40,39 +29,105 @@ def _counts(cells: int, seed: int) -> sp.csr_matrix:
     return sp.csr_matrix(rng.poisson(means).astype(np.float32))
 
 
-def _by_two(folder: Path, data: list[sp.csr_matrix], settings: LigerSettings) -> list[dict[str, np.ndarray]]:
-    folder.mkdir()
-    (folder / "settings").write_text(settings.model_dump_json())
-    for number, matrix in enumerate(data):
-        sp.save_npz(folder / f"data-{number}.npz", matrix)
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER, str(folder)]
-    workers = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
-    try:
-        assert [worker.wait(timeout=180) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    return [dict(np.load(folder / f"result-{rank}.npz")) for rank in range(2)]
+class Launched:
+    """Two processes of this machine, one of which is killed once, in the middle of its work."""
+
+    def __init__(self) -> None:
+        self.killed = 0
+
+    def __call__(self, folder: Path, size: int, poll: Callable[[], None]) -> None:
+        def watched() -> None:
+            poll()
+            if not self.killed and (folder / "progress").exists():
+                self.killed = _process_of(folder, rank=1)
+                os.kill(self.killed, signal.SIGKILL)
+
+        LocalProcesses(threads=1, module="neumf_assets.core.liger.sharded")(folder, size, watched)
+
+
+def _process_of(folder: Path, rank: int) -> int:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().decode().split("\0")
+                if str(folder) in command and command[command.index(str(folder)) + 1] == str(rank):
+                    return int(entry.name)
+    raise AssertionError("no such process")
+
+
+@pytest.fixture
+def local() -> LocalProcesses:
+    """Two processes of this machine."""
+    return LocalProcesses(threads=1, module="neumf_assets.core.liger.sharded")
+
+
+def _settings(iterations: int) -> LigerSettings:
+    return LigerSettings(
+        k=4, lam=1.0, iterations=iterations, restarts=2, trial_iterations=3, tol=0, workers=2
+    )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names Linux's loopback interface")
-def test_two_processes_find_the_factors_of_one(tmp_path: Path) -> None:
-    settings = LigerSettings(k=4, lam=1.0, iterations=25, restarts=2, trial_iterations=3, threads=1)
-    sent = []
-    for factor in (1, 3):
-        data = [_counts(factor * 61, 0), _counts(factor * 40, 1)]
-        alone = inmf(data, settings)
-        first, second = _by_two(tmp_path / str(factor), data, settings)
-        np.testing.assert_array_equal(first["W"], second["W"])
-        np.testing.assert_allclose(first["objective"], alone.objective, rtol=1e-5)
-        assert float(first["kkt"]) == pytest.approx(alone.kkt, rel=0.05)
-        np.testing.assert_allclose(first["W"], alone.W, atol=1e-3)
-        for d in range(2):
-            np.testing.assert_allclose(first[f"V{d}"], alone.V[d], atol=1e-3)
-            H = np.empty_like(alone.H[d])
-            H[0::2], H[1::2] = first[f"H{d}"], second[f"H{d}"]
-            np.testing.assert_allclose(H, alone.H[d], atol=1e-3 * alone.H[d].max())
-        sent.append(float(first["bytes"]) / alone.n_iterations)
-    assert sent[0] == pytest.approx(sent[1], rel=0.2), "bytes per iteration do not grow with the cells"
+def test_two_processes_find_the_factors_of_one(tmp_path: Path, local: LocalProcesses) -> None:
+    data, told = [_counts(183, 0), _counts(120, 1)], []
+    alone = inmf(data, _settings(25))
+    found = inmf_by_workers(
+        data, _settings(25), local, folder=tmp_path, progress=lambda *step, **_: told.append(step)
+    )
+    assert told[-1] == ("inmf", 25, 25)
+    np.testing.assert_allclose(found.objective, alone.objective, rtol=1e-5)
+    assert found.kkt == pytest.approx(alone.kkt, rel=0.05)
+    assert found.trials == pytest.approx(alone.trials, rel=1e-5)
+    for one, other in zip([found.W, *found.V, *found.H], [alone.W, *alone.V, *alone.H], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3 * max(1, other.max()))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names Linux's loopback interface")
+def test_a_killed_process_is_replaced_and_the_result_is_the_same() -> None:
+    data, launched = [_counts(183, 0), _counts(120, 1)], Launched()
+    alone = inmf(data, _settings(600))
+    mended = inmf_by_workers(data, _settings(600), launched)
+    assert launched.killed
+    # later on, sums in another order may lead to another extrapolation
+    np.testing.assert_allclose(mended.objective[:20], alone.objective[:20], rtol=1e-5)
+    assert mended.objective[-1] == pytest.approx(alone.objective[-1], rel=1e-3)
+    assert mended.trials == pytest.approx(alone.trials, rel=1e-5)
+
+
+class Counted(GroupShards):
+    """One process that counts what it would send."""
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.summed_bytes = 0, 1, 0
+
+
+def test_what_is_sent_does_not_depend_on_the_number_of_cells(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        sent = []
+        for factor in (1, 3):
+            shards = Counted()
+            settings = LigerSettings(k=4, lam=1.0, iterations=10, restarts=1, tol=0)
+            inmf([_counts(factor * 61, 0), _counts(factor * 40, 1)], settings, shards=shards)
+            sent.append(shards.summed_bytes)
+    finally:
+        torch.distributed.destroy_process_group()
+    products, grams = 2 * 4 * 30 * 4, 2 * 4 * 4 * 8
+    assert sent[0] == sent[1] == pytest.approx(12 * (products + grams), rel=0.05)
+
+
+def test_too_many_workers_are_refused() -> None:
+    settings = LigerSettings(k=10, workers=8)
+    with pytest.raises(BadSettings, match="8 processes for 40 cells"):
+        inmf_by_workers([_counts(61, 0), _counts(40, 1)], settings, LocalProcesses())
+
+
+def test_who_factorises_follows_workers_and_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEUMF_EXECUTOR", raising=False)
+    assert inmf_launch(LigerSettings()) is None
+    module = "neumf_assets.core.liger.sharded"
+    assert inmf_launch(LigerSettings(workers=2)) == LocalProcesses(threads=1, module=module)
+    monkeypatch.setenv("NEUMF_EXECUTOR", "ray")
+    assert inmf_launch(LigerSettings(workers=2, threads=3)) == RayWorkers(cpus=3, module=module)

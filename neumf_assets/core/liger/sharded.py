@@ -1,0 +1,117 @@
+"""iNMF by several processes of this machine or a cluster, each with its share of every dataset's cells.
+
+What the processes sum in an iteration are ``HᵀX`` and ``HᵀH`` (:mod:`neumf_assets.core.liger.shards`). Processes
+that are lost are replaced; all then begin anew, with the same starts, and so come to the same result.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from neumf_assets.core.errors import BadSettings
+from neumf_assets.core.liger.inmf import INMFResult, inmf
+from neumf_assets.core.liger.settings import LigerSettings
+from neumf_assets.core.liger.shards import GroupShards
+from neumf_assets.core.neumf.parallel import Follow, Launch, main
+from neumf_assets.core.progress import Progress, silent
+
+
+def inmf_by_workers(
+    datasets: Sequence[sp.csr_matrix],
+    settings: LigerSettings,
+    launch: Launch,
+    *,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> INMFResult:
+    """Factorise as :func:`~neumf_assets.core.liger.inmf.inmf` does, by ``settings.workers`` processes.
+
+    The result is that of one process up to the order in which float32 sums are taken.
+
+    Parameters
+    ----------
+    datasets
+        One scaled cells × genes matrix per dataset.
+    launch
+        Runs :func:`work` for every process in the folder it is given, to the end, and calls its last argument
+        now and then.
+    folder
+        For what the processes read and write; where it is the same on all their machines. A temporary one by
+        default.
+
+    Raises
+    ------
+    BadSettings
+        A process would have fewer cells of a dataset than there are factors.
+    """
+    size, fewest = settings.workers, min(matrix.shape[0] for matrix in datasets)
+    if fewest // size < settings.k:
+        raise BadSettings(
+            f"liger.workers: {size} processes for {fewest} cells of a dataset leave some with fewer than the "
+            f"{settings.k} factors; set fewer"
+        )
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="inmf-", dir=folder) as name:
+        shared = Path(name)
+        (shared / "settings").write_text(settings.model_dump_json())
+        for number, matrix in enumerate(datasets):
+            for rank in range(size):
+                sp.save_npz(shared / f"shard-{rank}-{number}.npz", matrix[rank::size], compressed=False)
+        launch(shared, size, Follow(shared / "progress", progress))
+        return _joined(shared, size, [matrix.shape[0] for matrix in datasets])
+
+
+def work(folder: Path, rank: int, size: int) -> None:
+    """Be one process of a prepared factorisation, as a member of torch's default process group."""
+    settings = LigerSettings.model_validate_json((folder / "settings").read_text())
+    mine = [
+        sp.load_npz(folder / f"shard-{rank}-{number}.npz")
+        for number in range(len(list(folder.glob(f"shard-{rank}-*"))))
+    ]
+
+    def progress(stage: str, done: int, total: int, **figures: float) -> None:
+        if rank == 0:
+            with (folder / "progress").open("a") as lines:
+                lines.write(json.dumps([stage, done, total, figures]) + "\n")
+
+    result = inmf(mine, settings, progress=progress, shards=GroupShards())
+    arrays: dict[str, Any] = {f"H{number}": h for number, h in enumerate(result.H)}
+    if rank == 0:
+        arrays |= {f"V{number}": v for number, v in enumerate(result.V)}
+        arrays |= {"W": result.W, "objective": result.objective, "trials": np.asarray(result.trials)}
+        arrays |= {"figures": np.array([result.seconds, result.kkt, result.converged])}
+    with (folder / f"result-{rank}.npz").open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _joined(folder: Path, size: int, cells: list[int]) -> INMFResult:
+    found = [dict(np.load(folder / f"result-{rank}.npz", allow_pickle=False)) for rank in range(size)]
+    first = found[0]
+    seconds, kkt, converged = first["figures"].tolist()
+    result = INMFResult(
+        W=first["W"],
+        V=[first[f"V{number}"] for number in range(len(cells))],
+        H=[np.empty((n, first["W"].shape[0]), np.float32) for n in cells],
+        objective=first["objective"],
+        seconds=seconds,
+        kkt=kkt,
+        converged=bool(converged),
+    )
+    for rank, own in enumerate(found):
+        for number, h in enumerate(result.H):
+            h[rank::size] = own[f"H{number}"]
+    return replace(result, trials=tuple(first["trials"].tolist()))
+
+
+if __name__ == "__main__":
+    main(work, *sys.argv[1:])
