@@ -215,5 +215,7 @@ def test_kills_of_every_kind_of_asset_do_no_harm() -> None:
     found = _campaign(NEUMF_KILL_POINTS="4")  # two of them by SIGKILL, one by SIGTERM, one by SIGINT
     assert found["kills"] >= 4 * 19
     assert found["by_sigterm"] == found["by_sigint"] == found["kills"] / 4
-    assert found["too_late"] < found["kills"] / 2  # operations are never missed, moments may be on a busy machine
+    assert (
+        found["too_late"] < found["kills"] / 2
+    )  # operations are never missed, moments may be on a busy machine
     assert _harmless(found), found
