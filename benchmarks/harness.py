@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from anndata import AnnData
 from scipy.sparse import csr_matrix
 
+from neumf_assets.core.counts.discover import list_datasets
 from neumf_assets.core.counts.readers import read_counts
 from neumf_assets.core.counts.simulate import simulate_study
 from neumf_assets.core.counts.simulate_settings import SimulatedDatasetSettings, SimulatorSettings
@@ -29,6 +31,7 @@ from neumf_assets.core.measure import measured
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
+REAL_STUDIES = ("kang_seed", "kang_ifnb")
 LAYER = ((65_536, 64, 32),)
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn")
 
@@ -144,6 +147,20 @@ def control_counts() -> tuple[csr_matrix, str]:
     if path.exists():
         return csr_matrix(read_counts(str(path)).X), "Kang et al. 2018, control, 3,000 cells"
     return simulated_counts(3000, 3000), "simulated, 3,000 cells x 3,000 genes"
+
+
+def real_studies() -> Iterator[tuple[str, dict[str, AnnData]]]:
+    """Yield the real studies that lie beside the checkout, each with its datasets by name."""
+    for study in REAL_STUDIES:
+        if (REAL_DATA / study).is_dir():
+            datasets = list_datasets(REAL_DATA / study).datasets
+            yield study, {dataset.name: read_counts(dataset.path) for dataset in datasets}
+
+
+def absent_studies() -> dict[str, str]:
+    """Return the real studies that do not lie beside the checkout, with the reason to skip them."""
+    absent = [study for study in REAL_STUDIES if not (REAL_DATA / study).is_dir()]
+    return dict.fromkeys(absent, "the count files are not beside the checkout")
 
 
 def simulated_counts(cells: int, genes: int, seed: int = 0) -> csr_matrix:

@@ -17,24 +17,18 @@ from scipy.sparse import csr_matrix
 
 from benchmarks import harness
 from benchmarks.heldout import SEEDS, fits, score, split_of
-from neumf_assets.core.counts.discover import list_datasets
-from neumf_assets.core.counts.readers import read_counts
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import fit
 
 MAX_CELLS = 3000
-STUDIES = ("kang_seed", "kang_ifnb")
 METHODS = ("KL-NMF of normalised counts, 20", "GMF", "NeuMF")
 
 
 def datasets(quick: bool) -> dict[str, csr_matrix]:
     """Return the counts of each dataset by name: of the real studies that are there, and simulated."""
     found = {"simulated": harness.simulated_counts(400 if quick else 1600, 2000)}
-    for study in () if quick else STUDIES:
-        folder = harness.REAL_DATA / study
-        if folder.is_dir():
-            for source in list_datasets(folder).datasets:
-                found[f"{study}/{source.name}"] = csr_matrix(read_counts(source.path).X)
+    for study, datasets in () if quick else harness.real_studies():
+        found |= {f"{study}/{name}": csr_matrix(counts.X) for name, counts in datasets.items()}
     return found
 
 
@@ -90,15 +84,10 @@ def main(quick: bool = False) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         whole = pool.submit(train_all_genes, quick).result()
     _, source = harness.control_counts()
-    skipped = {
-        study: "the count files are not beside the checkout"
-        for study in STUDIES
-        if not quick and not (harness.REAL_DATA / study).is_dir()
-    }
     return {
         "title": "held-out deviance by dataset (2,000 genes, thinned 80/20, mean of seeds; lower is better)",
         "rows": [*rows, {"dataset": f"training only, all genes: {source}", **whole}],
-        "skipped": skipped,
+        "skipped": {} if quick else harness.absent_studies(),
         "notes": ["Seconds are training and prediction of one seed."],
     }
 

@@ -12,8 +12,6 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from benchmarks import harness
-from neumf_assets.core.counts.discover import list_datasets
-from neumf_assets.core.counts.readers import read_counts
 from neumf_assets.core.counts.simulate import simulate_study
 from neumf_assets.core.counts.simulate_settings import SimulatorSettings
 from neumf_assets.core.counts.stack import stack_shared
@@ -22,7 +20,6 @@ from neumf_assets.core.neumf.joint_evaluation import evaluate_together
 from neumf_assets.core.neumf.settings import NeuMFSettings, ineumf_defaults
 
 GENES = 2000
-STUDIES = ("kang_seed", "kang_ifnb")
 SHORT = {"epochs": 2, "pretrain_epochs": 2, "fusion_epochs": 1}
 
 
@@ -30,12 +27,7 @@ def studies(quick: bool) -> dict[str, dict[str, Any]]:
     """Return the datasets of each study: of the real ones that are there, and simulated."""
     simulated = simulate_study(SimulatorSettings())
     found = {"simulated": {name: known.counts for name, known in simulated.items()}}
-    for study in () if quick else STUDIES:
-        folder = harness.REAL_DATA / study
-        if folder.is_dir():
-            datasets = list_datasets(folder).datasets
-            found[study] = {source.name: read_counts(source.path) for source in datasets}
-    return found
+    return found if quick else found | dict(harness.real_studies())
 
 
 def rows_of(study: str, datasets: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
@@ -87,11 +79,7 @@ def _rounded(deviance: dict[str, float]) -> dict[str, float]:
 
 def main(quick: bool = False) -> dict[str, Any]:
     rows = [row for study, datasets in studies(quick).items() for row in rows_of(study, datasets, quick)]
-    skipped = {
-        study: "the count files are not beside the checkout"
-        for study in STUDIES
-        if not quick and not (harness.REAL_DATA / study).is_dir()
-    }
+    skipped = {} if quick else harness.absent_studies()
     return {
         "title": "held-out deviance of integrative models (lower is better)",
         "rows": rows,
