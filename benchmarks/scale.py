@@ -19,7 +19,6 @@ import resource
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -29,13 +28,13 @@ import numpy as np
 import torch
 
 from benchmarks import harness
-from neumf_assets.assets.catalogue import PER_DATASET, stages
-from neumf_assets.assets.stage import Stage, Step, digest
+from benchmarks.stages import StagedStudy
+from neumf_assets.assets.catalogue import stages
+from neumf_assets.assets.stage import Stage, digest
 from neumf_assets.core import memory
 from neumf_assets.core.counts.simulate import simulate_chunks
 from neumf_assets.core.counts.simulate_settings import SimulatedDatasetSettings, SimulatorSettings
 from neumf_assets.core.measure import measured
-from neumf_assets.core.store import Draft, Store
 from neumf_assets.settings import ARMS, StudySettings
 
 GENES = 2000
@@ -91,35 +90,9 @@ def simulated_inbox(folder: Path, cells: int) -> dict[str, float]:
 
 def compute(root: Path, path: str, dataset: str | None) -> dict[str, float]:
     """Compute and store one stage as the pipeline does."""
-    study = study_settings(root / "inbox")
-    declared = {item.path: item for item in stages(study)}[path]
-    store = Store(root / "storage")
-    step = Step(
-        study=study,
-        inputs={
-            name: inputs_of(store, name, dataset if declared.per_dataset else None)
-            for name in declared.inputs
-        },
-        dataset=dataset,
-        scratch=root / "scratch" / path / (dataset or "study"),
-    )
-    begin = time.perf_counter()
-    product = declared.compute(step)
-    key = ("scale", *declared.name, *([dataset] if dataset else []))
-    spent = {"seconds": time.perf_counter() - begin, "peak_memory_mib": 0.0}
-    figures = json.loads(json.dumps(product.figures | spent, default=str))
-    draft = Draft(fingerprint=path, figures=figures)
-    store.publish(key, lambda folder: product.save(folder) and None, draft)
+    staged = StagedStudy(study_settings(root / "inbox"), DATASETS, root)
+    staged.compute_one(staged.declared(path), dataset)
     return {}
-
-
-def inputs_of(store: Store, name: str, dataset: str | None) -> Any:
-    """Return the stored input of a stage: of its dataset, of every dataset, or of the study."""
-    if name not in PER_DATASET:
-        return store.get(("scale", *name.split("/")))
-    if dataset:
-        return store.get(("scale", *name.split("/"), dataset))
-    return {each: store.get(("scale", *name.split("/"), each)) for each in DATASETS}
 
 
 def _measured(function: str, *arguments: Any) -> dict[str, float]:

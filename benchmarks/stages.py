@@ -53,11 +53,16 @@ class StagedStudy:
 
     def compute(self, path: str) -> None:
         """Compute and store a stage; one by dataset for every dataset."""
-        declared = {item.path: item for item in stages(self.study)}[path]
+        declared = self.declared(path)
         for dataset in self.datasets if declared.per_dataset else (None,):
-            self._compute(declared, dataset)
+            self.compute_one(declared, dataset)
 
-    def _compute(self, declared: Stage, dataset: str | None) -> None:
+    def declared(self, path: str) -> Stage:
+        """Return a stage of the study."""
+        return {item.path: item for item in stages(self.study)}[path]
+
+    def compute_one(self, declared: Stage, dataset: str | None) -> None:
+        """Compute and store a stage, of one dataset where it is computed by dataset."""
         step = Step(
             study=self.study,
             inputs={name: self._input(name, dataset) for name in declared.inputs},
@@ -67,7 +72,7 @@ class StagedStudy:
         begin = time.perf_counter()
         product = declared.compute(step)
         # what later stages read among the figures; the dense matrix is computed while it is saved
-        spent = {"seconds": time.perf_counter() - begin}
+        spent = {"seconds": time.perf_counter() - begin, "peak_memory_mib": 0.0}
         figures = json.loads(json.dumps(product.figures | spent, default=str))
         key = (self.study.name, *declared.name, *([dataset] if dataset else []))
 
