@@ -6,7 +6,6 @@ that are lost are replaced; all then begin anew, with the same starts, and so co
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.liger.inmf import INMFResult, inmf
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.shards import GroupShards
-from neumf_assets.core.neumf.parallel import Follow, Launch, main
+from neumf_assets.core.neumf.parallel import Follow, Launch, main, told_by
 from neumf_assets.core.progress import Progress, silent
 
 
@@ -79,12 +78,7 @@ def work(folder: Path, rank: int, size: int) -> None:
         for number in range(len(list(folder.glob(f"shard-{rank}-*"))))
     ]
 
-    def progress(stage: str, done: int, total: int, **figures: float) -> None:
-        if rank == 0:
-            with (folder / "progress").open("a") as lines:
-                lines.write(json.dumps([stage, done, total, figures]) + "\n")
-
-    result = inmf(mine, settings, progress=progress, shards=GroupShards())
+    result = inmf(mine, settings, progress=told_by(rank, folder), shards=GroupShards())
     arrays: dict[str, Any] = {f"H{number}": h for number, h in enumerate(result.H)}
     if rank == 0:
         arrays |= {f"V{number}": v for number, v in enumerate(result.V)}

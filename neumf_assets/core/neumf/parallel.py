@@ -239,6 +239,17 @@ class ParallelTraining:
         return state
 
 
+def told_by(rank: int, folder: Path) -> Progress:
+    """Return what writes the first worker's progress for :class:`Follow`; the other workers' is not told."""
+
+    def progress(stage: str, done: int, total: int, **figures: float) -> None:
+        if rank == 0:
+            with (folder / "progress").open("a") as lines:
+                lines.write(json.dumps([stage, done, total, figures]) + "\n")
+
+    return progress
+
+
 class Follow:
     """Passes on what the first worker wrote about its progress, each line once."""
 
@@ -330,10 +341,10 @@ def work(folder: Path, rank: int, size: int, after_epoch: Callable[[], None] | N
     data, key = read_shard(folder, rank, size)
     assert isinstance(data.workers, Group)
 
+    tell = told_by(rank, folder)
+
     def progress(stage: str, done: int, total: int, **figures: float) -> None:
-        if rank == 0:
-            with (folder / "progress").open("a") as lines:
-                lines.write(json.dumps([stage, done, total, figures]) + "\n")
+        tell(stage, done, total, **figures)
         if after_epoch is not None:
             after_epoch()
 
