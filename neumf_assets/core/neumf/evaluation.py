@@ -414,6 +414,11 @@ def _fits(
     return chosen | {settings.kind: partial(engine, settings=settings)}
 
 
+def lowest_mean(settings: NeuMFSettings) -> float:
+    """Return what a model's predicted means are raised to where they are lower: a deviance needs positive ones."""
+    return LOWEST_LINEAR_MEAN if settings.link == "identity" else baselines.LOWEST_MEAN
+
+
 def neumf_means(
     train: csr_matrix,
     factors: NDArray[np.floating],
@@ -451,7 +456,7 @@ def neumf_means(
         progress=progress,
         checkpoint_dir=folder,
     )
-    lowest = LOWEST_LINEAR_MEAN if settings.link == "identity" else baselines.LOWEST_MEAN
+    lowest = lowest_mean(settings)
     for rows, block in model.predict_blocks():
         yield rows, block if settings.objective in WITHOUT_MEANS else np.maximum(block, lowest)
 

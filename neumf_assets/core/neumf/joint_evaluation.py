@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from neumf_assets.core.errors import BadSettings
-from neumf_assets.core.neumf import baselines
-from neumf_assets.core.neumf.evaluation import HeldOutDeviance
+from neumf_assets.core.neumf.evaluation import WITHOUT_MEANS, HeldOutDeviance, lowest_mean
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.thinning import thin
 from neumf_assets.core.neumf.train import fit
@@ -55,7 +54,7 @@ def evaluate_together(
     BadSettings
         Where the model predicts no counts, or names, datasets and counts do not belong together.
     """
-    if settings.objective in ("bce", "bpr"):
+    if settings.objective in WITHOUT_MEANS:
         raise BadSettings(f"objective: {settings.objective} predicts no counts; choose poisson, nb or mse")
     thinned = thin(counts.tocsr(), train_share, seed)
     model = fit(
@@ -74,6 +73,6 @@ def evaluate_together(
         deviance = HeldOutDeviance(thinned.test[cells][:, model.gene_positions], thinned.ratio)
         for start in range(0, cells.size, BLOCK_CELLS):
             rows = slice(start, min(start + BLOCK_CELLS, cells.size))
-            deviance.add(rows, np.maximum(model.predict(cells[rows]), baselines.LOWEST_MEAN))
+            deviance.add(rows, np.maximum(model.predict(cells[rows]), lowest_mean(settings)))
         found[name] = deviance.value
     return found
