@@ -30,7 +30,6 @@ from neumf_assets.core.neumf.genes import (
     RowSource,
     cell_totals,
     factors_of,
-    median_of,
     select_genes,
 )
 from neumf_assets.core.neumf.model import NeuMFModel, provenance
@@ -48,6 +47,7 @@ from neumf_assets.core.neumf.train import (
     fit,
     torch_session,
     train_stages,
+    trained_model,
     with_gmf_size,
 )
 from neumf_assets.core.progress import Progress, silent
@@ -134,22 +134,9 @@ def fit_streamed(
             folder, fingerprint(settings, sha256, dataset, device), settings.checkpoint_seconds, cells
         )
         state = train_stages(data, progress, checkpoint, cells)
-    model = NeuMFModel(
-        settings=settings,
-        layout=state.layout,
-        tables=state.tables | {"cells": cells.mapped()},
-        statistics=state.statistics,
-        log_size=data.log_size,
-        dataset=dataset,
-        dataset_names=list(names),
-        median_total=median_of(totals),
-        cell_names=np.asarray(cell_names, dtype=np.str_),
-        gene_names=np.asarray(gene_names, dtype=np.str_)[genes],
-        gene_positions=genes,
-        reference_bias=state.tables["shifts"][..., -1].mean(0),
-        history=state.history,
-        provenance=provenance(sha256, settings, device),
-    )
+    state.tables = state.tables | {"cells": cells.mapped()}
+    origin = provenance(sha256, settings, device)
+    model = trained_model(data, state, totals, genes, gene_names, cell_names, names, origin)
     checkpoint.remove()
     files.remove()
     return model

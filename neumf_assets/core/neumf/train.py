@@ -171,24 +171,53 @@ def fit(
         key = fingerprint(settings, used, dataset, device)
         checkpoint = Checkpoint(checkpoint_dir, key, settings.checkpoint_seconds)
         state = (training or train_stages)(data, progress, checkpoint)
-    model = NeuMFModel(
-        settings=settings,
+    origin = provenance(used, settings, device)
+    model = trained_model(data, state, totals, genes, gene_names, cell_names, names, origin)
+    checkpoint.remove()
+    return model
+
+
+def trained_model(
+    data: Data,
+    state: State,
+    totals: NDArray[np.float64],
+    genes: NDArray[np.intp],
+    gene_names: NDArray[np.str_] | list[str],
+    cell_names: NDArray[np.str_] | list[str],
+    dataset_names: list[str],
+    origin: dict[str, str | int | float],
+) -> NeuMFModel:
+    """Return the model of a training that has ended.
+
+    Parameters
+    ----------
+    data, state
+        What it was trained on, and what it learnt.
+    totals
+        Sums of the cells over all genes.
+    genes
+        Positions of the trained genes among all.
+    gene_names, cell_names, dataset_names
+        Names, of all genes.
+    origin
+        Its provenance.
+    """
+    return NeuMFModel(
+        settings=data.settings,
         layout=state.layout,
         tables=state.tables,
         statistics=state.statistics,
         log_size=data.log_size,
-        dataset=dataset,
-        dataset_names=list(names),
+        dataset=data.dataset,
+        dataset_names=list(dataset_names),
         median_total=median_of(totals),
         cell_names=np.asarray(cell_names, dtype=np.str_),
         gene_names=np.asarray(gene_names, dtype=np.str_)[genes],
         gene_positions=genes,
         reference_bias=state.tables["shifts"][..., -1].mean(0),
         history=state.history,
-        provenance=provenance(used, settings, device),
+        provenance=origin,
     )
-    checkpoint.remove()
-    return model
 
 
 def with_gmf_size(
