@@ -31,7 +31,7 @@ from neumf_assets.orphans import end_with_run
 from neumf_assets.out_of_memory import computed
 from neumf_assets.partitions import dataset_partitions, partitions_name
 from neumf_assets.plan import STANDS_FOR
-from neumf_assets.progress_log import log_progress
+from neumf_assets.progress_log import heard, log_progress
 from neumf_assets.provenance import provenance
 from neumf_assets.quarantine import refusing
 from neumf_assets.resources import DeviceResource, StoreResource
@@ -134,7 +134,8 @@ def _compute(
         yield from check_results(declared, study, kept_outcomes(step.replaced))
         return
     # The device is held while the output is stored too: a dense matrix is computed as it is written.
-    with device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}"):
+    turn = device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}")
+    with heard(context.log.log), turn:
         with measured() as cost:
             product = _failing_plainly(lambda: _product(study, declared, step, context))
         found, origin = outcomes(declared, step, product), provenance(declared, step, named, product)
