@@ -82,7 +82,7 @@ def _umap(arm: Arm) -> Stage:
         group="integrate",
         inputs=(f"{arm}/cell_embedding", f"{arm}/clusters"),
         settings=("umap", "label_column"),
-        version="2",
+        version="3",
         kinds=("parquet",),
         columns=(
             ("cell", "string", "name of the cell"),

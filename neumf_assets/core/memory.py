@@ -1,7 +1,7 @@
 """How much memory a stage may hold: the one place that reads ``NEUMF_MEMORY``.
 
 A stage estimates the working set of doing its work at once; where that exceeds the budget it works through
-the data in parts, says so, and gives the same result.
+the data in parts, says so, and gives the same result. What cannot be cut into parts warns before it begins.
 """
 
 from __future__ import annotations
@@ -84,17 +84,28 @@ def exceeds(needed: int, what: str, instead: str) -> bool:
     what, instead
         The work, and the other way of doing it, for the log.
     """
+    return _told(logging.INFO, needed, what, instead)
+
+
+def warn_if_exceeds(needed: int, what: str, mend: str) -> bool:
+    """Tell whether a working set that cannot be cut into parts exceeds the budget, and warn before work begins.
+
+    Parameters
+    ----------
+    needed
+        Bytes of the working set.
+    what, mend
+        The work, and the setting or the other way that would help, for the log.
+    """
+    return _told(logging.WARNING, needed, what, f"it is done at once all the same. {mend}")
+
+
+def _told(level: int, needed: int, what: str, how: str) -> bool:
     allowed = budget()
     if needed <= allowed:
         return False
-    _log.info(
-        "%s would take about %s of memory, more than the %s it may (%s): %s",
-        what,
-        readable(needed),
-        readable(allowed),
-        VARIABLE,
-        instead,
-    )
+    text = "%s would take about %s of memory, more than the %s it may (%s): %s"
+    _log.log(level, text, what, readable(needed), readable(allowed), VARIABLE, how)
     return True
 
 

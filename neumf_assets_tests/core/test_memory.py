@@ -61,3 +61,15 @@ def test_a_working_set_above_the_budget_is_told(
         assert memory.exceeds((1 << 30) + 1, "training", "cells are read from disk")
     assert "training would take about 1.0 GiB" in caplog.text
     assert "cells are read from disk" in caplog.text
+
+
+def test_what_cannot_be_cut_into_parts_warns_and_names_the_mend(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NEUMF_MEMORY", "1GiB")
+    assert not memory.warn_if_exceeds(1 << 30, "reading", "split the file")
+    assert not caplog.records
+    assert memory.warn_if_exceeds(3 << 30, "reading", "Split the file")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "reading would take about 3.0 GiB" in caplog.text
+    assert "at once all the same. Split the file" in caplog.text
