@@ -313,7 +313,7 @@ def _train_ineumf(step: Step) -> NeuMFModel:
 
     from neumf_assets.core.counts.stored import StackedCounts
     from neumf_assets.core.neumf.streamed import fit_stored
-    from neumf_assets.ray_training import training_of
+    from neumf_assets.ray_training import machines_of, training_of
 
     with stored_counts(step) as counts:
         stacked = StackedCounts.of(counts)
@@ -329,6 +329,7 @@ def _train_ineumf(step: Step) -> NeuMFModel:
             progress=step.progress,
             folder=step.scratch,
             training=training_of(step.study.ineumf, step.device),
+            machines=machines_of(step.study.ineumf),
         )
 
 
