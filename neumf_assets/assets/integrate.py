@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.inputs import (
-    load_all_counts,
     read_table,
     scaled_counts,
     selected_genes,
@@ -14,7 +13,7 @@ from neumf_assets.assets.inputs import (
 )
 from neumf_assets.assets.model import loss_pictures, model_figures
 from neumf_assets.assets.stage import Product, Stage, Step, stage
-from neumf_assets.assets.update import mapped_model, mapping_plan, update_figures
+from neumf_assets.assets.update import MappingPlan, mapped_model, mapping_plan, update_figures
 from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
@@ -299,13 +298,18 @@ def ineumf_model(step: Step) -> Product:
     """
     cells = {name: artifact.manifest.figures["cells"] for name, artifact in step.all("counts").items()}
     plan = mapping_plan(ineumf_model, step, cells)
-    model = _train_ineumf(step) if plan is None else mapped_model(plan, step, load_all_counts(step))
+    model = _train_ineumf(step) if plan is None else _mapped_ineumf(step, plan)
     return Product(
         model.save,
         {**model_figures(model), **update_figures(plan, cells)},
         pictures=loss_pictures(model),
         sources={} if plan is None else {"mapped_onto": plan.onto.fingerprint},
     )
+
+
+def _mapped_ineumf(step: Step, plan: MappingPlan) -> NeuMFModel:
+    with stored_counts(step) as counts:
+        return mapped_model(plan, step, counts)
 
 
 def _train_ineumf(step: Step) -> NeuMFModel:
