@@ -39,7 +39,7 @@ from neumf_assets.reuse import CHECKS, Unchanged, kept_metadata, kept_outcomes, 
 from neumf_assets.schedules import RETRAIN_TAG, study_schedules
 from neumf_assets.sensors import study_sensors
 from neumf_assets.settings import StudySettings
-from neumf_assets.step_requests import request_tags
+from neumf_assets.step_requests import memory_of, request_tags
 
 # Data versions work and are what makes staleness visible; each use would print a warning into the run.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=dg.BetaWarning)
@@ -135,7 +135,7 @@ def _compute(
         return
     # The device is held while the output is stored too: a dense matrix is computed as it is written.
     turn = device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}")
-    with heard(context.log.log), turn:
+    with heard(context.log.log), memory_of(step.study, declared), turn:
         with measured() as cost:
             product = _failing_plainly(lambda: _product(study, declared, step, context))
         found, origin = outcomes(declared, step, product), provenance(declared, step, named, product)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from neumf_assets.core.cgroup import memory_limit
@@ -22,6 +24,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 _LEAST = 256 << 20
 _MEMINFO = Path("/proc/meminfo")
 _log = logging.getLogger("neumf_assets")
+_asked: list[int] = []
 
 
 def parse_size(text: str) -> int:
@@ -43,7 +46,8 @@ def parse_size(text: str) -> int:
 def budget() -> int:
     """Return the bytes that the data of one stage may take in memory.
 
-    That is ``NEUMF_MEMORY``, or half of what the control group or the machine has.
+    That is ``NEUMF_MEMORY``, or half of what the control group or the machine has, or of what was asked for
+    (:func:`asked_for`) where that is less.
 
     Raises
     ------
@@ -52,7 +56,7 @@ def budget() -> int:
     """
     text = os.environ.get(VARIABLE)
     if not text:
-        return max(_LEAST, int(SHARE * available()))
+        return max(_LEAST, int(SHARE * min([available(), *_asked])))
     try:
         size = parse_size(text)
     except BadSettings as error:
@@ -60,6 +64,19 @@ def budget() -> int:
     if size < _LEAST:
         raise BadSettings(f"{VARIABLE} is {text!r}, too little to work with; give at least 256MiB.")
     return size
+
+
+@contextmanager
+def asked_for(size: int) -> Iterator[None]:
+    """Work with no more than this in the body where ``NEUMF_MEMORY`` is not set: a cluster gave no more.
+
+    On a machine that others use too, what it has is not what this process may take.
+    """
+    _asked.append(size)
+    try:
+        yield
+    finally:
+        _asked.remove(size)
 
 
 def available() -> int:
@@ -105,7 +122,8 @@ def _told(level: int, needed: int, what: str, how: str) -> bool:
     if needed <= allowed:
         return False
     text = "%s would take about %s of memory, more than the %s it may (%s): %s"
-    _log.log(level, text, what, readable(needed), readable(allowed), VARIABLE, how)
+    source = f"half of what it asks for in requests, or {VARIABLE}" if _asked else VARIABLE
+    _log.log(level, text, what, readable(needed), readable(allowed), source, how)
     return True
 
 

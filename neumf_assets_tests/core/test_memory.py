@@ -73,3 +73,20 @@ def test_what_cannot_be_cut_into_parts_warns_and_names_the_mend(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "reading would take about 3.0 GiB" in caplog.text
     assert "at once all the same. Split the file" in caplog.text
+
+
+def test_what_was_asked_for_bounds_the_budget_unless_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("NEUMF_MEMORY", raising=False)
+    monkeypatch.setattr(memory, "available", lambda: 64 << 30)
+    with memory.asked_for(2 << 30):
+        assert memory.budget() == 1 << 30
+        assert memory.warn_if_exceeds(2 << 30, "reading", "")
+        assert "half of what it asks for in requests, or NEUMF_MEMORY" in caplog.text
+        monkeypatch.setenv("NEUMF_MEMORY", "12GiB")
+        assert memory.budget() == 12 << 30
+        monkeypatch.delenv("NEUMF_MEMORY")
+    assert memory.budget() == 32 << 30
+    with memory.asked_for(128 << 30):
+        assert memory.budget() == 32 << 30
