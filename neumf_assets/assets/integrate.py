@@ -14,6 +14,7 @@ from neumf_assets.assets.inputs import (
 from neumf_assets.assets.model import loss_pictures, model_figures
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 from neumf_assets.assets.update import MappingPlan, mapped_model, mapping_plan, update_figures
+from neumf_assets.core import memory
 from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
@@ -366,11 +367,16 @@ def ineumf_cell_embedding(step: Step) -> Product:
 
 
 def _embedding_product(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -> Product:
-    from neumf_assets.core.cells.neighbours import find_neighbours, neighbours_needed
+    from neumf_assets.core.cells.neighbours import find_neighbours, neighbour_bytes, neighbours_needed
     from neumf_assets.core.cells.store import CellEmbedding
 
     study = step.study
     needed = neighbours_needed(study.clusters, study.umap, study.metrics, len(cells))
+    memory.warn_if_exceeds(
+        neighbour_bytes(len(cells), embedding.shape[1], needed),
+        f"The neighbours of {len(cells)} cells",
+        "What is left of every cell is in memory in this and all later stages: give them a larger machine.",
+    )
     neighbours = find_neighbours(
         embedding,
         needed,
