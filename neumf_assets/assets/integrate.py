@@ -241,6 +241,7 @@ def _factors_product(step: Step, result: INMFResult, datasets: list[str], genes:
             "iterations": result.n_iterations,
             "kkt_residual": result.kkt,
             "converged": result.converged,
+            "learnt_online": result.online,
             "genes": len(genes),
             "factors": result.k,
         },

@@ -67,7 +67,7 @@ def online_inmf(
             progress("online inmf", epoch + 1, settings.epochs, objective=run.objective[-1])
         solver.polish(run)
         result = finished(run, solver.kkt(run))
-    return replace(result, seconds=time.perf_counter() - begun)
+    return replace(result, seconds=time.perf_counter() - begun, online=True)
 
 
 def in_batches(matrix: sp.csr_matrix, batch_cells: int, device: str | torch.device = "cpu") -> ChunkedMatrix:
