@@ -58,6 +58,9 @@ BYTES_PER_ENTRY = 28
 """Peak memory of training in memory for each non-zero: the counts, the chosen genes', and theirs as tensors."""
 SHARE_BYTES_PER_ENTRY = 20
 """Peak memory for each non-zero of the chosen genes in a window, or in a worker's share: as read, and as tensors."""
+DEVICE_BYTES_PER_ENTRY = 8
+DEVICE_SHARE = 0.8
+"""Part of a GPU's free memory that counts and embeddings may take; blocks need the rest."""
 TABLE_COPIES = 10
 """Copies of the cells' table while training in memory: Adam's state of two stages, and what is being saved."""
 
@@ -97,7 +100,10 @@ def fit_stored(
     widest = settings.model_copy(update={"gmf_size": settings.gmf_size or MOST})
     columns = Layout.of(widest, len(counts.parts)).size + 1
     needed = BYTES_PER_ENTRY * counts.nnz + _table_bytes(columns, cells)
-    if memory.exceeds(needed, f"Training on {cells} cells", "counts are read from disk"):
+    on_device = DEVICE_BYTES_PER_ENTRY * counts.nnz + _table_bytes(columns, cells)
+    if memory.exceeds(needed, f"Training on {cells} cells", "counts are read from disk") or _exceeds_device(
+        device, on_device
+    ):
         return fit_streamed(
             counts, settings, folder=folder, device=device, training=training, machines=machines, **named
         )
@@ -155,6 +161,20 @@ def fit_streamed(
     checkpoint.remove()
     files.remove()
     return model
+
+
+def _exceeds_device(device: str, needed: int) -> bool:
+    """Tell whether counts and embeddings exceed the free memory of a GPU, and say so."""
+    if torch.device(device).type != "cuda":
+        return False
+    free = torch.cuda.mem_get_info(device)[0]
+    if needed <= DEVICE_SHARE * free:
+        return False
+    sizes = memory.readable(needed), memory.readable(free)
+    _log.info(
+        "The counts would take about %s of the %s that %s has free: they are read from disk.", *sizes, device
+    )
+    return True
 
 
 def _table_bytes(columns: int, cells: int) -> int:

@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix
 
 from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
+from neumf_assets.core.neumf import streamed as streamed_module
 from neumf_assets.core.neumf.cell_files import CountFiles
 from neumf_assets.core.neumf.checkpoint import data_hash
 from neumf_assets.core.neumf.model import NeuMFModel
@@ -195,6 +196,26 @@ def test_fewer_cells_than_a_window_are_streamed_too(
     assert "Windows of 200 cells are read from disk" in caplog.text
     assert "Set fewer window_cells" not in caplog.text
     assert_same(in_memory, streamed)
+
+
+@pytest.mark.parametrize(("free", "streams"), [(1000, True), (1 << 30, False)])
+def test_counts_that_exceed_the_gpu_are_streamed_however_much_memory_the_machine_has(
+    tmp_path: Path,
+    in_parts: tuple[StackedCounts, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    free: int,
+    streams: bool,
+) -> None:
+    stack, named = in_parts
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 1 << 34))
+    monkeypatch.setattr(streamed_module, "fit_streamed", lambda *_, **__: chosen.append(True))
+    monkeypatch.setattr(streamed_module, "fit", lambda *_, **__: chosen.append(False))
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        fit_stored(stack, changed(), folder=tmp_path, device="cuda:0", **named)
+    assert chosen == [streams]
+    assert ("cuda:0 has free: they are read from disk" in caplog.text) == streams
 
 
 def test_workers_get_counts_above_the_budget_from_disk(
