@@ -46,6 +46,8 @@ from neumf_assets.core.errors import BadInput
 
 BLOCK_CELLS = 8192
 LEAST_CELLS = 1024
+SORTED = "parts-"
+"""How folders of entries that are sorted into parts begin."""
 SORTED_ENTRIES = 1 << 20
 LOOKED_AT_CELLS = 64
 BYTES_PER_ENTRY = 40
@@ -208,7 +210,7 @@ def store_in_parts(
         As reading at once.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="parts-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SORTED, dir=folder) as scratch:
         parts = parted.parts(parted.block_cells, Path(scratch))
         return _stored(parted.whole, parts, given, settings, folder, finish)
 
@@ -273,7 +275,7 @@ def store_market_in_parts(
     The entries, which may come in any order, are first sorted into files of some cells each in ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="market-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SORTED, dir=folder) as scratch:
         whole, parts = read_market_in_parts(
             root, triple, given, settings.orientation, BLOCK_CELLS, Path(scratch)
         )

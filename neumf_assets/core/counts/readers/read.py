@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, re
 from neumf_assets.core.counts.readers.market import read_market
 from neumf_assets.core.counts.readers.matrix import RawMatrix
 from neumf_assets.core.counts.readers.parts import (
+    SORTED,
     Parted,
     Stored,
     anndata_parted,
@@ -32,7 +34,7 @@ from neumf_assets.core.counts.readers.parts import (
     too_large,
     warn_of_text,
 )
-from neumf_assets.core.counts.readers.source import Source, fetched
+from neumf_assets.core.counts.readers.source import FETCHED, Source, fetched
 from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.validate import HINT, validated
@@ -104,7 +106,8 @@ def store_counts(
     source, settings, name, labels
         As :func:`read_counts`.
     folder
-        Where :func:`~neumf_assets.core.counts.store.load_counts` finds them.
+        Where :func:`~neumf_assets.core.counts.store.load_counts` finds them. Meanwhile it takes what is fetched,
+        and what is sorted into parts; what a killed process left of these is removed.
 
     Raises
     ------
@@ -113,7 +116,9 @@ def store_counts(
     """
     settings = settings or ReadSettings()
     begin = time.perf_counter()
-    with fetched(source, name, labels, settings.sha256) as files:
+    for left in [*folder.glob(f"{FETCHED}*"), *folder.glob(f"{SORTED}*")]:
+        shutil.rmtree(left, ignore_errors=True)
+    with fetched(source, name, labels, settings.sha256, folder) as files:
         table = read_labels(files.labels, files.labels_given) if files.labels else None
 
         def finish(raw: RawMatrix) -> tuple[pd.DataFrame, dict[str, Any]]:
