@@ -25,6 +25,7 @@ from neumf_assets.metadata import (
     description_of,
     kinds_of,
     materialisation_metadata,
+    notes_metadata,
     tags_of,
 )
 from neumf_assets.orphans import end_with_run
@@ -135,7 +136,13 @@ def _compute(
         return
     # The device is held while the output is stored too: a dense matrix is computed as it is written.
     turn = device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}")
-    with heard(context.log.log), memory_of(step.study, declared), turn:
+    said: list[str] = []
+    with (
+        heard(context.log.log),
+        heard(lambda _, text: said.append(text)),
+        memory_of(step.study, declared),
+        turn,
+    ):
         with measured() as cost:
             product = _failing_plainly(lambda: _product(study, declared, step, context))
         found, origin = outcomes(declared, step, product), provenance(declared, step, named, product)
@@ -143,11 +150,14 @@ def _compute(
         extra = {CHECKS: [asdict(one) for one in found], "provenance": origin}
         if not declared.per_dataset:
             extra[MADE_OF] = made_of(named)
+        if said:
+            extra["notes"] = said
         draft = _draft(step.study, declared, fingerprints, product, cost, extra)
         yield dg.Output(
             Delivery(product, draft),
             metadata={
                 **materialisation_metadata(declared, product, step),
+                **notes_metadata(said),
                 "provenance": dg.MetadataValue.json(origin),
             },
             data_version=dg.DataVersion(draft.fingerprint),

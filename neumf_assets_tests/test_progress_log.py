@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import dagster as dg
 import numpy as np
 import pandas as pd
 import pytest
@@ -44,10 +45,19 @@ def test_the_runs_log_says_that_a_stage_works_from_disk(
         assert live.arrivals() == ["ctrl"]
         assert live.run_dataset("ctrl")
         logged = live.instance.all_logs(live.results[0].run_id)
+        key = dg.AssetKey(["pbmc", "raw_counts"])
+        event = live.instance.get_latest_materialization_event(key)
+        untold = live.instance.get_latest_materialization_event(dg.AssetKey(["pbmc", "counts"]))
     said = [one for one in logged if "cells are read at a time" in one.user_message]
     assert [one.step_key for one in said] == ["pbmc__raw_counts"]
     assert said[0].level == logging.INFO
     assert "NEUMF_MEMORY" in said[0].user_message
+    assert event is not None and event.asset_materialization is not None
+    assert said[0].user_message in str(event.asset_materialization.metadata["notes"].value)
+    assert untold is not None and untold.asset_materialization is not None
+    assert "notes" not in untold.asset_materialization.metadata
+    stored = Home.from_environment().store().get(("pbmc", "raw_counts", "ctrl"))
+    assert stored.manifest.figures["notes"] == [said[0].user_message]
 
 
 def test_the_terminal_says_it_too(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
