@@ -100,6 +100,8 @@ def fit_stored(
     widest = settings.model_copy(update={"gmf_size": settings.gmf_size or MOST})
     columns = Layout.of(widest, len(counts.parts)).size + 1
     needed = BYTES_PER_ENTRY * counts.nnz + _table_bytes(columns, cells)
+    if training is not None and machines == 1:  # workers on this machine hold their shares beside the whole
+        needed += SHARE_BYTES_PER_ENTRY * counts.nnz + _table_bytes(columns, cells)
     on_device = DEVICE_BYTES_PER_ENTRY * counts.nnz + _table_bytes(columns, cells)
     if memory.exceeds(needed, f"Training on {cells} cells", "counts are read from disk") or _exceeds_device(
         device, on_device

@@ -244,6 +244,20 @@ def test_workers_get_counts_above_the_budget_from_disk(
     np.testing.assert_allclose(alone.predict(), in_memory.predict(), rtol=1e-3)
 
 
+def test_workers_of_this_machine_count_beside_the_whole(
+    tmp_path: Path, in_parts: tuple[StackedCounts, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, named = in_parts
+    chosen: list[bool] = []
+    monkeypatch.setattr(streamed_module, "fit_streamed", lambda *_, **__: chosen.append(True))
+    monkeypatch.setattr(streamed_module, "fit", lambda *_, **__: chosen.append(False))
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 28 * stack.nnz + 40 * 200 * 8)
+    training = ParallelTraining(2, LocalProcesses(threads=1))
+    for how in ({}, {"training": training, "machines": 2}, {"training": training}):
+        fit_stored(stack, changed(), folder=tmp_path, **how, **named)
+    assert chosen == [False, False, True]
+
+
 class Third(Workers):
     """The second of three workers, which notes how many rows it is given."""
 
