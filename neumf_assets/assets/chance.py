@@ -26,9 +26,12 @@ def chance_scores(step: Step) -> ArmScores | None:
     """
     from neumf_assets.core.liger.chain import run_liger
 
-    study, genes = step.study, selected_genes(step)
+    study = step.study
+    if not study.metrics.null_cells:
+        return None
+    genes = selected_genes(step)
     cells, shuffled = _shuffled_sample(step, genes)
-    if min([len(genes), *(data.n_obs for data in shuffled.values())], default=0) < study.liger.k:
+    if min(len(genes), *(data.n_obs for data in shuffled.values())) < study.liger.k:
         return None
     settings = study.liger.model_copy(update={"reference": None})
     found = run_liger(shuffled, settings, genes=genes)
@@ -48,8 +51,6 @@ def _shuffled_sample(step: Step, genes: list[str]) -> tuple[pd.DataFrame, dict[s
     wanted, seed = step.study.metrics.null_cells, step.study.metrics.seed
     tables, found = [], {}
     with stored_counts(step) as counts:
-        if not wanted:
-            return pd.DataFrame(), {}
         total = sum(data.shape[0] for data in counts.values())
         for name, data in counts.items():
             number = min(data.shape[0], max(round(wanted * data.shape[0] / total), 2 * step.study.liger.k))
