@@ -100,7 +100,7 @@ def cell_table(counts: Mapping[str, ad.AnnData] | Mapping[str, StoredCounts]) ->
         own = pd.DataFrame({CELL: pd.array(data.obs_names.to_numpy(str), _TEXT), DATASET: name})
         labels = data.obs.drop(columns=[CELL, DATASET], errors="ignore")
         for column in labels.columns:
-            own[column] = pd.array(labels[column].astype(object).map(str, na_action="ignore"), _TEXT)
+            own[column] = labels[column].astype(object).map(str, na_action="ignore").astype(_TEXT).array
         parts.append(own.astype({DATASET: _TEXT}))
     return pd.concat(parts, ignore_index=True)
 
