@@ -58,7 +58,7 @@ class CellEmbedding:
         indices = np.load(folder / "neighbours.npy", mmap_mode="r", allow_pickle=False)
         return cls(
             read_cells(folder / "cells.parquet"),
-            np.load(folder / "embedding.npy", allow_pickle=False),
+            np.load(folder / "embedding.npy", mmap_mode="r", allow_pickle=False),
             Neighbours(indices, distances, metric),  # type: ignore[arg-type]
         )
 
