@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -282,8 +283,11 @@ class KubernetesStandIn:
                 if kind in source and (source[kind]["name"] in there or not source[kind].get("optional")):
                     found |= _named(there, source[kind]["name"])
         for item in container.get("env", []):
-            if reference := item.get("valueFrom", {}).get("secretKeyRef"):
+            source = item.get("valueFrom", {})
+            if reference := source.get("secretKeyRef"):
                 found[item["name"]] = _named(self.secrets, reference["name"])[reference["key"]]
+            elif reference := source.get("resourceFieldRef"):
+                found[item["name"]] = str(_amount_of(container, reference))
             else:
                 found[item["name"]] = item.get("value", "")
         return found
@@ -355,6 +359,15 @@ def _named(there: Mapping[str, dict[str, str]], name: str) -> dict[str, str]:
     if name not in there:
         raise LookupError(f"{name!r} not found")
     return there[name]
+
+
+def _amount_of(container: Mapping[str, Any], reference: Mapping[str, str]) -> int:
+    """A container's request or limit in units of the divisor, rounded up."""
+    from kubernetes.utils.quantity import parse_quantity
+
+    part, name = reference["resource"].split(".", 1)
+    units = parse_quantity(container["resources"][part][name]) / parse_quantity(reference.get("divisor", "1"))
+    return math.ceil(units)
 
 
 def _selector(text: str) -> dict[str, str]:

@@ -137,7 +137,7 @@ def test_the_chart_makes_no_secret_beside_the_one_that_is_there() -> None:
 
 def test_the_deployment_runs_steps_as_pods_that_see_the_same_home() -> None:
     [deployment] = values()["dagster-user-deployments"]["deployments"]
-    env = {item["name"]: item["value"] for item in deployment["env"]}
+    env = {item["name"]: item.get("value") for item in deployment["env"]}
     assert env["NEUMF_EXECUTOR"] == "kubernetes"
     assert [mount["mountPath"] for mount in deployment["volumeMounts"]] == [env["NEUMF_HOME"]]
     assert {v["name"] for v in deployment["volumes"]} == {m["name"] for m in deployment["volumeMounts"]}
@@ -209,6 +209,14 @@ def test_every_pod_asks_for_what_is_meant_and_nothing_else(made: Make) -> None:
         assert container(found[item.path])["resources"] == resources
     gpus = {path for path, job in found.items() if "nvidia.com/gpu" in container(job)["resources"]["limits"]}
     assert gpus == {item.path for item in stages(study()) if item.uses_device}
+
+
+def test_no_pod_starts_more_threads_than_it_asks_for_processors(made: Make) -> None:
+    asked = {"resourceFieldRef": {"resource": "requests.cpu", "divisor": "1"}}
+    for job in made().values():
+        sources = {item["name"]: item.get("valueFrom") for item in container(job)["env"]}
+        for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
+            assert sources[name] == asked
 
 
 def test_a_limit_of_the_code_server_is_none_of_its_steps(made: Make) -> None:
