@@ -155,10 +155,20 @@ def _on_kubernetes() -> dg.ExecutorDefinition:
                 "neither cluster nor image. In dagster.yaml set run_launcher to {module: dagster_k8s, class: "
                 "K8sRunLauncher, config: ...}, or set NEUMF_EXECUTOR to multiprocess."
             )
+        config = {**_inside_cluster(context.executor_config), **context.executor_config}
         assert k8s_job_executor.executor_creation_fn is not None
-        return k8s_job_executor.executor_creation_fn(context)
+        return k8s_job_executor.executor_creation_fn(context._replace(executor_config=config))
 
     return _created_by(create, k8s_job_executor)
+
+
+def _inside_cluster(config: Mapping[str, object]) -> dict[str, object]:
+    """In a pod, the cluster is found by the pod's account: the launcher's kubeconfig may lie outside."""
+    if "KUBERNETES_SERVICE_HOST" not in os.environ or {"load_incluster_config", "kubeconfig_file"} & set(
+        config
+    ):
+        return {}
+    return {"load_incluster_config": True, "kubeconfig_file": None}
 
 
 def _missing(name: str, error: ImportError) -> BadSettings:

@@ -278,6 +278,47 @@ def test_an_instance_that_knows_no_cluster_says_what_to_set(
             create(context)
 
 
+@pytest.mark.parametrize(
+    ("inside", "given", "used"),
+    [
+        (True, {}, {"load_incluster_config": True, "kubeconfig_file": None}),
+        (False, {}, {}),
+        (True, {"kubeconfig_file": "mine"}, {"kubeconfig_file": "mine"}),
+    ],
+)
+def test_a_runs_pod_finds_its_cluster_by_its_own_account(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inside: bool,
+    given: dict[str, Any],
+    used: dict[str, Any],
+) -> None:
+    """The launcher may have reached the cluster from outside, by a file that the pod does not have."""
+    need(importlib.util.find_spec("dagster_k8s"), "dagster-k8s")
+    import dagster_k8s
+
+    seen: list[dict[str, Any]] = []
+
+    def create(context: dg.InitExecutorContext) -> None:
+        seen.append(dict(context.executor_config))
+
+    monkeypatch.setattr(dagster_k8s.k8s_job_executor, "_executor_creation_fn", create)
+    monkeypatch.setenv("NEUMF_EXECUTOR", "kubernetes")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    if not inside:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    outside = {"load_incluster_config": False, "kubeconfig_file": str(tmp_path / "kubeconfig")}
+    write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1")
+    launcher = dagster_k8s.K8sRunLauncher(**{**launcher_config(values()), **outside})
+    with dg.DagsterInstance.ephemeral() as instance:
+        monkeypatch.setattr(type(instance), "run_launcher", launcher)
+        made = executor().executor_creation_fn
+        assert made is not None
+        made(dg.InitExecutorContext(InMemoryJob(_a_job), executor(), given, instance))
+    assert seen == [used]
+
+
 @dg.op
 def _nothing() -> None:
     pass
