@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -134,7 +135,10 @@ def _compute(
         yield from check_results(declared, study, kept_outcomes(step.replaced))
         return
     # The device is held while the output is stored too: a dense matrix is computed as it is written.
-    with device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}"):
+    with ExitStack() as turn:
+        turn.enter_context(
+            device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}")
+        )
         with measured() as cost:
             product = _failing_plainly(lambda: _product(study, declared, step, context))
         found, origin = outcomes(declared, step, product), provenance(declared, step, named, product)
@@ -144,7 +148,7 @@ def _compute(
             extra[MADE_OF] = made_of(named)
         draft = _draft(step.study, declared, fingerprints, product, cost, extra)
         yield dg.Output(
-            Delivery(product, draft),
+            Delivery(product, draft, give_up=turn.close),
             metadata={
                 **materialisation_metadata(declared, product, step),
                 "provenance": dg.MetadataValue.json(origin),
