@@ -118,7 +118,7 @@ def asset_of(
 def _compute(
     study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
 ) -> Iterator[Any]:
-    end_with_run(Home.from_environment(), context.run.run_id)
+    end_with_run(Home.from_environment(), context.instance, context.run.run_id)
     given = {name: inputs.get(_input_name(name)) for name in declared.inputs}
     stored = {
         n: _stored(study, declared, context, n) if found is None else found for n, found in given.items()

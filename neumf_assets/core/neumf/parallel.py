@@ -431,14 +431,21 @@ class LocalProcesses:
             return f"worker {failed[0]} ended with {workers[failed[0]].returncode}. {' '.join(log_tail)}"
 
     def _start(self, folder: Path, rank: int, size: int, store: Path, log: Path) -> subprocess.Popen[bytes]:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = str(self.threads or max(1, usable // size))
+        threads = str(self.threads or max(1, _usable_threads() // size))
         environment = os.environ | {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo"}
         command = [sys.executable, "-m", self.module, str(folder), str(rank), str(size), str(store)]
         with log.open("wb") as output:
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
             )
+
+
+def _usable_threads() -> int:
+    """Threads for all workers together: what the environment allows this process, else its processors."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if allowed.isdigit() and int(allowed) > 0:
+        return int(allowed)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path, 
     assert killer.epochs.count(("train gmf", 1)) == 1  # it did not begin anew
     assert all(torch.equal(table, whole.tables[name]) for name, table in mended.tables.items())
     assert not list((tmp_path / "killed").iterdir())
+
+
+@pytest.mark.parametrize(("allowed", "each"), [("8", "4"), ("6,2", "3"), ("1", "1")])
+def test_workers_share_the_threads_that_the_environment_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, each: str
+) -> None:
+    """A pod with a request for eight processors may lie on a node with a hundred."""
+    given: dict[str, str] = {}
+    monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **options: given.update(env))
+    LocalProcesses()._start(tmp_path, 0, 2, tmp_path / "store", tmp_path / "log")
+    assert given["OMP_NUM_THREADS"] == each
 
 
 def test_workers_that_always_fail_end_in_one_error() -> None:
