@@ -413,9 +413,8 @@ class LocalProcesses:
             try:
                 for rank, log in enumerate(logs):
                     workers.append(self._start(folder, rank, size, Path(meeting) / "store", log))
-                while any(worker.poll() is None for worker in workers):
-                    if any(worker.returncode for worker in workers):
-                        break
+                # All are asked every time: while one waits for another, only the other's end tells of its loss.
+                while None in (ended := [worker.poll() for worker in workers]) and not any(ended):
                     poll()
                     time.sleep(POLL_SECONDS)
                 failed = [rank for rank, worker in enumerate(workers) if worker.returncode]

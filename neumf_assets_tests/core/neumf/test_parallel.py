@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,28 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path, 
     assert killer.epochs.count(("train gmf", 1)) == 1  # it did not begin anew
     assert all(torch.equal(table, whole.tables[name]) for name, table in mended.tables.items())
     assert not list((tmp_path / "killed").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_killed_before_the_workers_have_met_is_replaced(rank: int) -> None:
+    killed: list[int] = []
+
+    def launch(folder: Path, size: int, poll: Any) -> None:
+        until = time.monotonic() + 180
+
+        def watched() -> None:
+            poll()
+            if not killed and len(pids := worker_processes(folder)) == size:
+                killed.append(pids[rank])
+                os.kill(pids[rank], signal.SIGKILL)
+            assert time.monotonic() < until, "the other worker still waits for it"
+
+        LocalProcesses(threads=1)(folder, size, watched)
+
+    settings, training = changed(kind="gmf", epochs=2), ParallelTraining(2, launch)
+    assert len(train(low_rank(cells=20)[0], settings, training=training).history) == 2
+    assert killed
 
 
 def test_workers_that_always_fail_end_in_one_error() -> None:
