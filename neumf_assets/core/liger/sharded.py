@@ -6,6 +6,7 @@ that are lost are replaced; all then begin anew, with the same starts, and so co
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.shards import GroupShards
 from neumf_assets.core.neumf.parallel import Follow, Launch, main, told_by
 from neumf_assets.core.progress import Progress, silent
+
+PREFIX = "inmf-"
 
 
 def inmf_by_workers(
@@ -44,7 +47,7 @@ def inmf_by_workers(
         Runs :func:`work` for every process in the folder it is given, to the end, and calls its last argument
         now and then.
     folder
-        For what the processes read and write; where it is the same on all their machines. A temporary one by
+        For what the processes read and write, here only; the same on all their machines. A temporary one by
         default.
 
     Raises
@@ -60,7 +63,9 @@ def inmf_by_workers(
         )
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="inmf-", dir=folder) as name:
+        for left in folder.glob(f"{PREFIX}*"):  # by a process that was killed
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
         shared = Path(name)
         (shared / "settings").write_text(settings.model_dump_json())
         for number, matrix in enumerate(datasets):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -228,14 +229,12 @@ class ParallelTraining:
         self.launch(folder, self.workers, report)
         report()
         state, self.traffic = join_results(data, self.workers, folder)
-        for file in [
-            *folder.glob("shard-*"),
-            *folder.glob("result-*"),
-            *folder.glob("part-*"),
-            *folder.glob(".part-*"),
-        ]:
-            file.unlink(missing_ok=True)
-        (folder / "progress").unlink(missing_ok=True)
+        for kind in ("shard-", "result-", "part-", "progress"):
+            for file in [
+                *folder.glob(f"{kind}*"),
+                *folder.glob(f".{kind}*"),
+            ]:  # hidden: broken off in writing
+                file.unlink(missing_ok=True)
         return state
 
 
@@ -404,10 +403,13 @@ class LocalProcesses:
             error = self._attempt(folder, size, attempt, poll)
             if error is None:
                 return
-        raise NeumfError(f"parallel training failed in {self.restarts + 1} attempts, last with: {error}")
+        raise NeumfError(
+            f"parallel training failed in {self.restarts + 1} attempts, last because {error}. "
+            "Started again, it goes on from its last checkpoint."
+        )
 
     def _attempt(self, folder: Path, size: int, attempt: int, poll: Callable[[], None]) -> str | None:
-        """Run all workers; return what became of the first that failed."""
+        """Run all workers; return what became of the one that failed, not of those that then missed it."""
         with tempfile.TemporaryDirectory() as meeting:
             workers, logs = [], [Path(meeting) / f"log-{rank}" for rank in range(size)]
             try:
@@ -417,7 +419,10 @@ class LocalProcesses:
                 while None in (ended := [worker.poll() for worker in workers]) and not any(ended):
                     poll()
                     time.sleep(POLL_SECONDS)
-                failed = [rank for rank, worker in enumerate(workers) if worker.returncode]
+                # by a signal first, if any: others fail because that one no longer answers
+                failed = sorted(
+                    (worker.returncode, rank) for rank, worker in enumerate(workers) if worker.returncode
+                )
             finally:
                 for worker in workers:
                     worker.kill()
@@ -426,8 +431,9 @@ class LocalProcesses:
                     worker.stdin.close()
             if not failed:
                 return None
-            log_tail = logs[failed[0]].read_text(errors="replace").strip().splitlines()[-1:]
-            return f"worker {failed[0]} ended with {workers[failed[0]].returncode}. {' '.join(log_tail)}"
+            code, rank = failed[0]
+            log_tail = logs[rank].read_text(errors="replace").strip().splitlines()[-1:]
+            return f"worker {rank} {_ending(code)}{''.join(f' ({line})' for line in log_tail)}"
 
     def _start(self, folder: Path, rank: int, size: int, store: Path, log: Path) -> subprocess.Popen[bytes]:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -438,6 +444,13 @@ class LocalProcesses:
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
             )
+
+
+def _ending(code: int) -> str:
+    """Say how a process ended, by its return code."""
+    if code == -signal.SIGKILL:
+        return "was killed (SIGKILL, by somebody or for want of memory)"
+    return f"ended with {signal.Signals(-code).name if code < 0 else code}"
 
 
 def _end_with_parent() -> None:

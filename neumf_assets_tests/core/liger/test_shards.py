@@ -70,6 +70,7 @@ def _settings(iterations: int) -> LigerSettings:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names Linux's loopback interface")
 def test_two_processes_find_the_factors_of_one(tmp_path: Path, local: LocalProcesses) -> None:
     data, told = [_counts(183, 0), _counts(120, 1)], []
+    (tmp_path / "inmf-of-one-that-was-killed").mkdir()
     alone = inmf(data, _settings(25))
     found = inmf_by_workers(
         data, _settings(25), local, folder=tmp_path, progress=lambda *step, **_: told.append(step)

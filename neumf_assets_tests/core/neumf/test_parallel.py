@@ -137,8 +137,23 @@ def test_workers_that_always_fail_end_in_one_error() -> None:
         (folder / "shard-1.safetensors").write_bytes(b"not a shard")
         LocalProcesses(restarts=0, threads=1)(folder, size, poll)
 
-    with pytest.raises(NeumfError, match=r"failed in 1 attempts.*worker \d"):
+    with pytest.raises(NeumfError, match=r"failed in 1 attempts.*worker \d ended with 1 .*checkpoint"):
         train(counts, changed(kind="gmf"), training=ParallelTraining(2, broken))
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+def test_the_error_names_the_worker_that_was_killed_and_not_the_one_that_missed_it() -> None:
+    def launch(folder: Path, size: int, poll: Any) -> None:
+        def killing() -> None:
+            if (folder / "progress").exists() and (pids := worker_processes(folder)):
+                os.kill(pids[-1], signal.SIGKILL)
+                time.sleep(1.0)  # the other one fails meanwhile
+
+        LocalProcesses(restarts=0, threads=1)(folder, size, killing)
+
+    settings = changed(kind="gmf", epochs=5000)
+    with pytest.raises(NeumfError, match=r"worker 1 was killed \(SIGKILL"):
+        train(low_rank(cells=40)[0], settings, training=ParallelTraining(2, launch))
 
 
 @pytest.mark.parametrize(
@@ -168,9 +183,11 @@ def test_a_training_that_was_broken_off_goes_on_where_its_workers_were(tmp_path:
     def note(stage: str, done: int, total: int, **figures: float) -> None:
         epochs.append(done)
 
+    (tmp_path / "scratch" / ".result-1.safetensors.99").touch()  # of a worker that was killed while it wrote
     again = train(
         counts, settings, training=two_workers(), checkpoint_dir=tmp_path / "scratch", progress=note
     )
+    assert not list((tmp_path / "scratch").iterdir())
     assert epochs[0] > 1
     assert epochs[-1] == 100
     alone = train(counts, settings)
