@@ -108,6 +108,46 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path, 
     assert not list((tmp_path / "killed").iterdir())
 
 
+class KillsAt:
+    """Runs two processes of this machine, and kills one so many seconds after it was made."""
+
+    def __init__(self, seconds: float, rank: int) -> None:
+        self.at, self.rank, self.done = time.monotonic() + seconds, rank, False
+
+    def __call__(self, folder: Path, size: int, poll: Any) -> None:
+        def watched() -> None:
+            poll()
+            if not self.done and time.monotonic() >= self.at:
+                self.done = True
+                for pid in worker_processes(folder)[self.rank :][:1]:
+                    os.kill(pid, signal.SIGKILL)
+            assert time.monotonic() < self.at + 300, "it does not end"
+
+        LocalProcesses(threads=1)(folder, size, watched)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+def test_a_worker_killed_at_a_random_moment_leaves_the_result_as_it_is(tmp_path: Path) -> None:
+    seed = int(os.environ.get("NEUMF_KILL_SEED", "0"))
+    rng, counts = np.random.default_rng(seed), low_rank()[0]
+    settings = changed(kind="gmf", checkpoint_seconds=0.0, epochs=100)
+    begun = time.monotonic()
+    whole = train(counts, settings, training=two_workers(), checkpoint_dir=tmp_path)
+    needed = time.monotonic() - begun
+    for number in range(3):
+        seconds, rank = rng.uniform(0, needed), int(rng.integers(2))
+        told = f"NEUMF_KILL_SEED={seed}, run {number}: worker {rank} after {seconds:.3f} of {needed:.3f} s"
+        training = ParallelTraining(2, KillsAt(seconds, rank))
+        try:
+            model = train(counts, settings, training=training, checkpoint_dir=tmp_path)
+        except Exception as error:
+            raise AssertionError(told) from error
+        assert all(torch.equal(table, whole.tables[name]) for name, table in model.tables.items()), told
+        assert len(model.history) == 100, told
+        assert not list(tmp_path.iterdir()), told
+        assert not worker_processes(tmp_path), told
+
+
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_worker_killed_before_the_workers_have_met_is_replaced(rank: int) -> None:
