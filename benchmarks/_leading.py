@@ -90,7 +90,12 @@ def _neumf(launch: Launch, folder: Path, progress: Progress) -> dict[str, NDArra
 
 def _inmf(launch: Launch, folder: Path, progress: Progress) -> dict[str, NDArray[np.generic]]:
     result = inmf_by_workers(
-        [_counts(183, 30, seed=0), _counts(120, 30, seed=1)], _INMF, launch, folder=folder, progress=progress
+        [_counts(183, 30, seed=0), _counts(120, 30, seed=1)],
+        _INMF,
+        launch,
+        folder=folder,
+        progress=progress,
+        checkpoint_seconds=0.0,
     )
     arrays: dict[str, NDArray[np.generic]] = {"W": result.W, "objective": result.objective}
     arrays |= {f"V{number}": v for number, v in enumerate(result.V)}

@@ -39,7 +39,7 @@ from torch import Tensor, distributed
 
 from neumf_assets.core.errors import BadSettings, NeumfError
 from neumf_assets.core.neumf.batches import HeldOut, SparseCounts, Step
-from neumf_assets.core.neumf.checkpoint import Checkpoint, publish
+from neumf_assets.core.neumf.checkpoint import Checkpoint, KeptT, publish
 from neumf_assets.core.neumf.network import Layout, Tables
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import Data, State, new_state, torch_session, train_stages
@@ -131,7 +131,7 @@ class Group(Workers):
         return torch.tensor(numbers, dtype=torch.float64, device=self.device)
 
 
-class PartCheckpoint(Checkpoint):
+class PartCheckpoint(Checkpoint[KeptT]):
     """One worker's part of a training's checkpoints: all workers continue from the same epoch, or none does.
 
     A part of an earlier epoch is removed only after every worker has written its part of the next one, so at
@@ -142,7 +142,7 @@ class PartCheckpoint(Checkpoint):
         super().__init__(folder, f"{key} {group.rank}/{group.size}", seconds)
         self.parts, self.group = folder, group
 
-    def restore(self, stage: int, state: State) -> bool:
+    def restore(self, stage: int, state: KeptT) -> bool:
         """Bring ``state`` to the newest epoch of which all workers have their part; tell if there is one."""
         epoch = int(self.group.least(max(self._epochs(stage), default=0)))
         read = epoch > 0 and self._read(self._part(stage, epoch), state)
@@ -150,7 +150,7 @@ class PartCheckpoint(Checkpoint):
             return read
         raise NeumfError(f"{self.parts}: the workers' checkpoints do not belong together; remove the folder")
 
-    def write(self, stage: int, state: State, now: bool = False) -> None:
+    def write(self, stage: int, state: KeptT, now: bool = False) -> None:
         """Write this worker's part if the first worker finds it time to, or ``now``; all do or none does."""
         wanted = now or (self.group.rank == 0 and self.due(False))
         if not self.group.sum(float(wanted))[0]:
@@ -202,7 +202,7 @@ class ParallelTraining:
         self.workers, self.launch = workers, launch or LocalProcesses()
         self.traffic = Traffic()
 
-    def __call__(self, data: Data, progress: Progress, checkpoint: Checkpoint) -> State:
+    def __call__(self, data: Data, progress: Progress, checkpoint: Checkpoint[State]) -> State:
         """Train all stages.
 
         Raises
@@ -348,7 +348,9 @@ def work(folder: Path, rank: int, size: int, after_epoch: Callable[[], None] | N
             after_epoch()
 
     with torch_session(data.settings):
-        checkpoint = PartCheckpoint(folder, key, data.settings.checkpoint_seconds, data.workers)
+        checkpoint: PartCheckpoint[State] = PartCheckpoint(
+            folder, key, data.settings.checkpoint_seconds, data.workers
+        )
         state = train_stages(data, progress, checkpoint)
     traffic = data.workers.traffic
     meta = {"history": json.dumps(state.history), "key": key, "size": str(size)}
