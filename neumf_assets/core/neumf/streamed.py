@@ -252,7 +252,7 @@ def best_of(file: EmbeddingFile) -> Path:
     return file.path.with_name(f"{file.path.name}.best")
 
 
-class _Checkpoint(Checkpoint):
+class _Checkpoint(Checkpoint[State]):
     """Checkpoints with copies of the embeddings' file beside them; the file that names them is written last."""
 
     def __init__(self, folder: Path, key: str, seconds: float, cells: _Cells) -> None:
