@@ -103,6 +103,11 @@ def materialisation_metadata(declared: Stage, product: Product, step: Step) -> d
     return shown
 
 
+def notes_metadata(said: Sequence[str]) -> dict[str, Any]:
+    """What a stage said while it worked, as that it went another way for want of memory."""
+    return {"notes": dg.MetadataValue.md("\n".join(f"- {text}" for text in said))} if said else {}
+
+
 def cost_metadata(figures: Mapping[str, Any], size_bytes: int, location: str) -> dict[str, Any]:
     """What a materialisation cost, and where its files are."""
     return {

@@ -1,10 +1,12 @@
-"""Progress of long work, in Dagster's run log and, where somebody watches, live in the terminal."""
+"""Progress of long work and what it says, in Dagster's run log and, where somebody watches, in the terminal."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,6 +24,38 @@ def listening(listener: Progress) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+@contextlib.contextmanager
+def heard(say: Callable[[int, str], object]) -> Iterator[None]:
+    """Pass on what the package says while the body runs, as that a stage works from disk.
+
+    It knows nothing of Dagster and says so to the logger ``neumf_assets``, which nobody would hear.
+
+    Parameters
+    ----------
+    say
+        Is given the level (of :mod:`logging`) and the text of every message of this thread from INFO on.
+    """
+    logger, handler = logging.getLogger("neumf_assets"), _Passing(say)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(before or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Passing(logging.Handler):
+    def __init__(self, say: Callable[[int, str], object]) -> None:
+        super().__init__(logging.INFO)
+        self._say, self._thread = say, threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self._say(record.levelno, record.getMessage())
 
 
 def log_progress(log: Any) -> Progress:

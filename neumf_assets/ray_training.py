@@ -46,6 +46,11 @@ def training_of(settings: NeuMFSettings, device: str) -> Training | None:
     return ParallelTraining(settings.workers, LocalProcesses(threads=settings.threads))
 
 
+def machines_of(settings: NeuMFSettings) -> int:
+    """On how many machines' memory a model is trained: each worker's on Ray, else this one's."""
+    return settings.workers if os.environ.get("NEUMF_EXECUTOR") == "ray" else 1
+
+
 def inmf_launch(settings: LigerSettings) -> Launch | None:
     """What runs the processes of integrative NMF; ``None``: the calling process factorises alone."""
     if settings.workers == 1:

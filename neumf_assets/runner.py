@@ -22,7 +22,7 @@ from neumf_assets.jobs import job_name
 from neumf_assets.orphans import alive, fail_dead_runs
 from neumf_assets.partitions import partitions_name
 from neumf_assets.plan import plan
-from neumf_assets.progress_log import listening
+from neumf_assets.progress_log import heard, listening
 from neumf_assets.refresh import digests_in_use
 from neumf_assets.settings import StudySettings
 from neumf_assets.sources import find_sources, inbox_of, source_digests
@@ -51,7 +51,12 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
     study = find_or_register(home, name, inbox)
     start = time.perf_counter()
     console.print(f"Study [bold]{study.name}[/bold], inbox {inbox_of(study)}", highlight=False)
-    with dg.DagsterInstance.get() as instance, LiveProgress(console) as progress, listening(progress):
+    with (
+        dg.DagsterInstance.get() as instance,
+        LiveProgress(console) as progress,
+        listening(progress),
+        heard(progress.say),
+    ):
         for run_id in fail_dead_runs(instance, home):
             console.print(f"Run {run_id} was cut off and is marked as failed.", highlight=False)
         outcome = _StudyRun(study, home, instance, progress).run()

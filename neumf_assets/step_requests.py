@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from neumf_assets.core import memory
 from neumf_assets.home import requested_device
 
 if TYPE_CHECKING:
@@ -39,6 +41,18 @@ def request_tags(study: StudySettings, declared: Stage) -> dict[str, Any]:
     return {RAY_TAG: ray, KUBERNETES_TAG: kubernetes}
 
 
+def memory_of(study: StudySettings, declared: Stage) -> AbstractContextManager[None]:
+    """Hold a step to the memory that it asked for: Ray reserves it, but keeps nobody from taking more.
+
+    On Kubernetes the control group says so.
+    """
+    if os.environ.get("NEUMF_EXECUTOR") != "ray":
+        return nullcontext()
+    return memory.asked_for(study.request_of(declared.path, declared.group).memory_mib * _MIB)
+
+
 def _trains_elsewhere(study: StudySettings, declared: Stage) -> bool:
     workers = {"neumf_model": study.model.workers, "ineumf/model": study.ineumf.workers}
+    if requested_device() != "cuda":  # on a GPU one process factorises
+        workers["liger/factors"] = study.liger.workers
     return os.environ.get("NEUMF_EXECUTOR") == "ray" and workers.get(declared.path, 1) > 1

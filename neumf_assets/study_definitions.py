@@ -26,13 +26,14 @@ from neumf_assets.metadata import (
     description_of,
     kinds_of,
     materialisation_metadata,
+    notes_metadata,
     tags_of,
 )
 from neumf_assets.orphans import end_with_run
 from neumf_assets.out_of_memory import computed
 from neumf_assets.partitions import dataset_partitions, partitions_name
 from neumf_assets.plan import STANDS_FOR
-from neumf_assets.progress_log import log_progress
+from neumf_assets.progress_log import heard, log_progress
 from neumf_assets.provenance import provenance
 from neumf_assets.quarantine import refusing
 from neumf_assets.resources import DeviceResource, StoreResource
@@ -40,7 +41,7 @@ from neumf_assets.reuse import CHECKS, Unchanged, kept_metadata, kept_outcomes, 
 from neumf_assets.schedules import RETRAIN_TAG, study_schedules
 from neumf_assets.sensors import study_sensors
 from neumf_assets.settings import StudySettings
-from neumf_assets.step_requests import request_tags
+from neumf_assets.step_requests import memory_of, request_tags
 
 # Data versions work and are what makes staleness visible; each use would print a warning into the run.
 warnings.filterwarnings("ignore", message=".*data_version.*", category=dg.BetaWarning)
@@ -135,8 +136,12 @@ def _compute(
         yield from check_results(declared, study, kept_outcomes(step.replaced))
         return
     # The device is held while the output is stored too: a dense matrix is computed as it is written.
-    with ExitStack() as turn:
-        turn.enter_context(
+    said: list[str] = []
+    with ExitStack() as held:
+        held.enter_context(heard(context.log.log))
+        held.enter_context(heard(lambda _, text: said.append(text)))
+        held.enter_context(memory_of(step.study, declared))
+        held.enter_context(
             device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}")
         )
         with measured() as cost:
@@ -146,11 +151,14 @@ def _compute(
         extra = {CHECKS: [asdict(one) for one in found], "provenance": origin}
         if not declared.per_dataset:
             extra[MADE_OF] = made_of(named)
+        if said:
+            extra["notes"] = said
         draft = _draft(step.study, declared, fingerprints, product, cost, extra)
         yield dg.Output(
-            Delivery(product, draft, give_up=turn.close),
+            Delivery(product, draft, give_up=held.close),
             metadata={
                 **materialisation_metadata(declared, product, step),
+                **notes_metadata(said),
                 "provenance": dg.MetadataValue.json(origin),
             },
             data_version=dg.DataVersion(draft.fingerprint),

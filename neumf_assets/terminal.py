@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -10,6 +11,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from neumf_assets.home import Home
 from neumf_assets.settings import StudySettings
@@ -55,6 +57,11 @@ class LiveProgress:
         self._display.console.print(
             f"[bold]{what}[/bold]: {assets} asset{'' if assets == 1 else 's'} out of date", highlight=False
         )
+
+    def say(self, level: int, text: str) -> None:
+        """Print a message above the display."""
+        style = "yellow" if level >= logging.WARNING else ""
+        self._display.console.print(Text(f"{self._prefix}: {text}" if self._prefix else text, style))
 
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
         """Move the line of a stage."""

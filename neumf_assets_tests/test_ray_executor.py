@@ -124,7 +124,9 @@ def test_every_step_has_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["liger/factors"] == {"num_cpus": 1, "num_gpus": 1, "memory": 8000 * 2**20}
     monkeypatch.setenv("NEUMF_DEVICE", "auto")
     monkeypatch.setenv("NEUMF_EXECUTOR", "ray")
-    found = _requested({"model": {"workers": 2}})
+    found = _requested({"model": {"workers": 2}, "liger": {"workers": 2}})
+    assert found["liger/factors"]["num_cpus"] == 0, "two workers on two processors would wait for ever"
+    assert found["neumf_liger/factors"]["num_cpus"] == 1
     assert found["neumf_model"]["num_gpus"] == 0, "a cluster without a GPU would never run it"
     assert found["neumf_model"]["num_cpus"] == 0, "its workers hold the processors"
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from neumf_assets.assets.catalogue import stages
+from neumf_assets.core.counts.stored import StoredCounts
 from neumf_assets.core.store import Artifact
 from neumf_assets.home import Home
 from neumf_assets.plan import plan
@@ -87,6 +88,51 @@ def test_auto_trains_anew_when_the_mapped_share_grows_too_large(start: Any) -> N
     live.settle()
     assert _model(live).manifest.figures["mapped"] == {}
     assert set(_model(live).manifest.figures["trained_on"]) == {"a", "b", "one", "two"}
+
+
+def test_auto_trains_anew_from_disk_where_mapping_would_exceed_the_budget(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = start("auto")
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 1000)
+    live.put("late.csv", _csv(10, 3))
+    live.settle()
+    assert set(_model(live).manifest.figures["trained_on"]) == {"a", "b", "late"}
+    assert any("Mapping late would take" in text for text in _said(live))
+
+
+def test_map_warns_of_what_exceeds_the_budget_and_maps_it(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = start("map")
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 1000)
+    live.put("late.csv", _csv(10, 3))
+    live.settle()
+    assert _model(live).manifest.figures["mapped"] == {"late": 10}
+    assert any("With update: auto or retrain" in text for text in _said(live))
+
+
+def _said(live: Live) -> list[str]:
+    return [event.user_message for event in live.instance.all_logs(live.results[-1].run_id)]
+
+
+def test_mapping_reads_only_what_is_new(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    live, read = start("map"), set()
+    rows = StoredCounts.rows
+
+    def noted(counts: StoredCounts, first: int, last: int) -> Any:
+        read.add(counts.shape[0])
+        return rows(counts, first, last)
+
+    def whole(*_: Any, **__: Any) -> None:
+        raise AssertionError("a dataset is loaded whole")
+
+    monkeypatch.setattr(StoredCounts, "rows", noted)
+    monkeypatch.setattr("anndata.read_h5ad", whole)
+    live.put("late.csv", _csv(10, 3))
+    live.settle()
+    assert _model(live).manifest.figures["mapped"] == {"late": 10}
+    assert read == {10}
 
 
 def test_map_maps_whatever_comes_and_again_what_changes(start: Any) -> None:

@@ -52,13 +52,14 @@ def _clusters(arm: Arm) -> Stage:
         embedding itself. Clusters are numbered from the largest. On request, k-means modules of genes too.
         """
         from neumf_assets.core.cells.clustering import cluster_cells
-        from neumf_assets.core.cells.neighbours import cell_graph, merged_cells
+        from neumf_assets.core.cells.neighbours import cell_graph, graph_nodes, merged_cells
         from neumf_assets.core.cells.store import CellEmbedding
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
         settings, nodes = step.study.clusters, None
-        if len(cells.cells) > settings.max_nodes:
-            nodes = merged_cells(cells.neighbours, settings.max_nodes)
+        most = graph_nodes(len(cells.cells), settings)
+        if len(cells.cells) > most:
+            nodes = merged_cells(cells.neighbours, most)
         graph = cell_graph(cells.neighbours, settings, nodes)
         found = cluster_cells(cells.embedding, graph, settings, nodes=nodes, progress=step.progress)
         methods = [str(name) for name in found if not str(name).startswith("leiden_r")]
@@ -82,7 +83,7 @@ def _umap(arm: Arm) -> Stage:
         group="integrate",
         inputs=(f"{arm}/cell_embedding", f"{arm}/clusters"),
         settings=("umap", "label_column"),
-        version="2",
+        version="3",
         kinds=("parquet",),
         columns=(
             ("cell", "string", "name of the cell"),

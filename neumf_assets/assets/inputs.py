@@ -10,18 +10,10 @@ from neumf_assets.assets.stage import Step
 from neumf_assets.core.store import Artifact
 
 if TYPE_CHECKING:
-    import anndata as ad
     import pandas as pd
 
     from neumf_assets.core.counts.stored import StoredCounts
     from neumf_assets.core.liger.stored import StoredScaled
-
-
-def load_all_counts(step: Step) -> dict[str, ad.AnnData]:
-    """The filtered counts of every dataset, by name."""
-    from neumf_assets.core.counts.store import load_counts
-
-    return {name: load_counts(artifact.path) for name, artifact in step.all("counts").items()}
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.inputs import (
-    load_all_counts,
     read_table,
     scaled_counts,
     selected_genes,
@@ -14,7 +13,8 @@ from neumf_assets.assets.inputs import (
 )
 from neumf_assets.assets.model import loss_pictures, model_figures
 from neumf_assets.assets.stage import Product, Stage, Step, stage
-from neumf_assets.assets.update import mapped_model, mapping_plan, update_figures
+from neumf_assets.assets.update import MappingPlan, mapped_model, mapping_plan, update_figures
+from neumf_assets.core import memory
 from neumf_assets.settings import Arm
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ def _factors_product(step: Step, result: INMFResult, datasets: list[str], genes:
             "iterations": result.n_iterations,
             "kkt_residual": result.kkt,
             "converged": result.converged,
+            "learnt_online": result.online,
             "genes": len(genes),
             "factors": result.k,
         },
@@ -299,7 +300,7 @@ def ineumf_model(step: Step) -> Product:
     """
     cells = {name: artifact.manifest.figures["cells"] for name, artifact in step.all("counts").items()}
     plan = mapping_plan(ineumf_model, step, cells)
-    model = _train_ineumf(step) if plan is None else mapped_model(plan, step, load_all_counts(step))
+    model = _train_ineumf(step) if plan is None else _mapped_ineumf(step, plan)
     return Product(
         model.save,
         {**model_figures(model), **update_figures(plan, cells)},
@@ -308,12 +309,17 @@ def ineumf_model(step: Step) -> Product:
     )
 
 
+def _mapped_ineumf(step: Step, plan: MappingPlan) -> NeuMFModel:
+    with stored_counts(step) as counts:
+        return mapped_model(plan, step, counts)
+
+
 def _train_ineumf(step: Step) -> NeuMFModel:
     import numpy as np
 
     from neumf_assets.core.counts.stored import StackedCounts
     from neumf_assets.core.neumf.streamed import fit_stored
-    from neumf_assets.ray_training import training_of
+    from neumf_assets.ray_training import machines_of, training_of
 
     with stored_counts(step) as counts:
         stacked = StackedCounts.of(counts)
@@ -329,6 +335,7 @@ def _train_ineumf(step: Step) -> NeuMFModel:
             progress=step.progress,
             folder=step.scratch,
             training=training_of(step.study.ineumf, step.device),
+            machines=machines_of(step.study.ineumf),
         )
 
 
@@ -361,11 +368,16 @@ def ineumf_cell_embedding(step: Step) -> Product:
 
 
 def _embedding_product(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -> Product:
-    from neumf_assets.core.cells.neighbours import find_neighbours, neighbours_needed
+    from neumf_assets.core.cells.neighbours import find_neighbours, neighbour_bytes, neighbours_needed
     from neumf_assets.core.cells.store import CellEmbedding
 
     study = step.study
     needed = neighbours_needed(study.clusters, study.umap, study.metrics, len(cells))
+    memory.warn_if_exceeds(
+        neighbour_bytes(len(cells), embedding.shape[1], needed),
+        f"The neighbours of {len(cells)} cells",
+        "What is left of every cell is in memory in this and all later stages: give them a larger machine.",
+    )
     neighbours = find_neighbours(
         embedding,
         needed,

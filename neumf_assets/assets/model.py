@@ -28,7 +28,7 @@ def neumf_model(step: Step) -> Product:
     """
     from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
     from neumf_assets.core.neumf.streamed import fit_stored
-    from neumf_assets.ray_training import training_of
+    from neumf_assets.ray_training import machines_of, training_of
 
     name = step.dataset or ""
     with StoredCounts(step.one("counts").path) as counts:
@@ -42,6 +42,7 @@ def neumf_model(step: Step) -> Product:
             progress=step.progress,
             folder=step.scratch,
             training=training_of(step.study.model, step.device),
+            machines=machines_of(step.study.model),
         )
     return Product(model.save, model_figures(model), pictures=loss_pictures(model))
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.stage import Stage, Step
+from neumf_assets.core import memory
 from neumf_assets.core.store import Artifact
 
 if TYPE_CHECKING:
-    import anndata as ad
-
+    from neumf_assets.core.counts.stored import StoredCounts
     from neumf_assets.core.neumf.model import NeuMFModel
 
+BYTES_PER_ENTRY = 28
+"""Peak memory of mapping for each non-zero of a dataset: its counts, those of the model's genes, and as tensors."""
 TRAINED_ON = "trained_on"
 MAPPED = "mapped"
 
@@ -63,15 +65,33 @@ def mapping_plan(declared: Stage, step: Step, cells: Mapping[str, int]) -> Mappi
     if study.update == "auto" and mapped_cells > study.map_share * sum(cells[name] for name in trained):
         return None
     new = tuple(name for name in now if name not in same)
+    if _too_large(step, new):
+        return None
     return MappingPlan(stored, trained, new) if new or set(now) != set(before) else None
 
 
-def mapped_model(plan: MappingPlan, step: Step, counts: Mapping[str, ad.AnnData]) -> NeuMFModel:
-    """The stored model with the new datasets mapped onto it, datasets in the order of ``counts``."""
+def _too_large(step: Step, new: tuple[str, ...]) -> bool:
+    """Whether to train anew for want of memory; where the study wants to map all the same, a warning."""
+    counts = step.all("counts")
+    for name in new:
+        needed = BYTES_PER_ENTRY * int(counts[name].manifest.figures.get("nonzero", 0))
+        if step.study.update == "map":
+            mend = "With update: auto or retrain the model is trained anew, from disk."
+            memory.warn_if_exceeds(needed, f"Mapping {name}", mend)
+        elif memory.exceeds(needed, f"Mapping {name}", "the model is trained anew"):
+            return True
+    return False
+
+
+def mapped_model(plan: MappingPlan, step: Step, counts: Mapping[str, StoredCounts]) -> NeuMFModel:
+    """The stored model with the new datasets mapped onto it, datasets in the order of ``counts``.
+
+    Only the new ones are read, one after another.
+    """
     import numpy as np
-    import scipy.sparse as sp
 
     from neumf_assets.core.counts.stack import shared_genes
+    from neumf_assets.core.counts.stored import StackedCounts
     from neumf_assets.core.neumf.join import join
     from neumf_assets.core.neumf.mapping import map_dataset
     from neumf_assets.core.neumf.model import NeuMFModel
@@ -81,12 +101,12 @@ def mapped_model(plan: MappingPlan, step: Step, counts: Mapping[str, ad.AnnData]
     mapped = []
     for name in plan.new:
         data = counts[name]
-        columns = np.flatnonzero([gene in trained_genes for gene in data.var_names])
+        genes = [gene for gene in data.var_names if gene in trained_genes]
         mapped.append(
             map_dataset(
                 base,
-                sp.csr_matrix(data.X)[:, columns],
-                gene_names=data.var_names.to_numpy(str)[columns],
+                StackedCounts.of({name: data}, genes).rows(0, data.shape[0]),
+                gene_names=np.asarray(genes, dtype=np.str_),
                 cell_names=data.obs_names.to_numpy(str),
                 name=name,
                 progress=step.progress,

@@ -1,7 +1,7 @@
 """How much memory a stage may hold: the one place that reads ``NEUMF_MEMORY``.
 
 A stage estimates the working set of doing its work at once; where that exceeds the budget it works through
-the data in parts, says so, and gives the same result.
+the data in parts, says so, and gives the same result. What cannot be cut into parts warns before it begins.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from neumf_assets.core.cgroup import memory_limit
@@ -22,6 +24,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
 _LEAST = 256 << 20
 _MEMINFO = Path("/proc/meminfo")
 _log = logging.getLogger("neumf_assets")
+_asked: list[int] = []
 
 
 def parse_size(text: str) -> int:
@@ -43,7 +46,8 @@ def parse_size(text: str) -> int:
 def budget() -> int:
     """Return the bytes that the data of one stage may take in memory.
 
-    That is ``NEUMF_MEMORY``, or half of what the control group or the machine has.
+    That is ``NEUMF_MEMORY``, or half of what the control group or the machine has, or of what was asked for
+    (:func:`asked_for`) where that is less.
 
     Raises
     ------
@@ -52,7 +56,7 @@ def budget() -> int:
     """
     text = os.environ.get(VARIABLE)
     if not text:
-        return max(_LEAST, int(SHARE * available()))
+        return max(_LEAST, int(SHARE * min([available(), *_asked])))
     try:
         size = parse_size(text)
     except BadSettings as error:
@@ -60,6 +64,19 @@ def budget() -> int:
     if size < _LEAST:
         raise BadSettings(f"{VARIABLE} is {text!r}, too little to work with; give at least 256MiB.")
     return size
+
+
+@contextmanager
+def asked_for(size: int) -> Iterator[None]:
+    """Work with no more than this in the body where ``NEUMF_MEMORY`` is not set: a cluster gave no more.
+
+    On a machine that others use too, what it has is not what this process may take.
+    """
+    _asked.append(size)
+    try:
+        yield
+    finally:
+        _asked.remove(size)
 
 
 def available() -> int:
@@ -84,17 +101,29 @@ def exceeds(needed: int, what: str, instead: str) -> bool:
     what, instead
         The work, and the other way of doing it, for the log.
     """
+    return _told(logging.INFO, needed, what, instead)
+
+
+def warn_if_exceeds(needed: int, what: str, mend: str) -> bool:
+    """Tell whether a working set that cannot be cut into parts exceeds the budget, and warn before work begins.
+
+    Parameters
+    ----------
+    needed
+        Bytes of the working set.
+    what, mend
+        The work, and the setting or the other way that would help, for the log.
+    """
+    return _told(logging.WARNING, needed, what, f"it is done at once all the same. {mend}")
+
+
+def _told(level: int, needed: int, what: str, how: str) -> bool:
     allowed = budget()
     if needed <= allowed:
         return False
-    _log.info(
-        "%s would take about %s of memory, more than the %s it may (%s): %s",
-        what,
-        readable(needed),
-        readable(allowed),
-        VARIABLE,
-        instead,
-    )
+    text = "%s would take about %s of memory, more than the %s it may (%s): %s"
+    source = f"half of what it asks for in requests, or {VARIABLE}" if _asked else VARIABLE
+    _log.log(level, text, what, readable(needed), readable(allowed), source, how)
     return True
 
 

@@ -61,3 +61,32 @@ def test_a_working_set_above_the_budget_is_told(
         assert memory.exceeds((1 << 30) + 1, "training", "cells are read from disk")
     assert "training would take about 1.0 GiB" in caplog.text
     assert "cells are read from disk" in caplog.text
+
+
+def test_what_cannot_be_cut_into_parts_warns_and_names_the_mend(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NEUMF_MEMORY", "1GiB")
+    assert not memory.warn_if_exceeds(1 << 30, "reading", "split the file")
+    assert not caplog.records
+    assert memory.warn_if_exceeds(3 << 30, "reading", "Split the file")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "reading would take about 3.0 GiB" in caplog.text
+    assert "at once all the same. Split the file" in caplog.text
+
+
+def test_what_was_asked_for_bounds_the_budget_unless_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("NEUMF_MEMORY", raising=False)
+    monkeypatch.setattr(memory, "available", lambda: 64 << 30)
+    with memory.asked_for(2 << 30):
+        assert memory.budget() == 1 << 30
+        assert memory.warn_if_exceeds(2 << 30, "reading", "")
+        assert "half of what it asks for in requests, or NEUMF_MEMORY" in caplog.text
+        monkeypatch.setenv("NEUMF_MEMORY", "12GiB")
+        assert memory.budget() == 12 << 30
+        monkeypatch.delenv("NEUMF_MEMORY")
+    assert memory.budget() == 32 << 30
+    with memory.asked_for(128 << 30):
+        assert memory.budget() == 32 << 30

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from math import isqrt
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from neumf_assets.core import memory
 from neumf_assets.core.cells.neighbours import Neighbours, find_neighbours, projection, row_blocks
 from neumf_assets.core.cells.settings import Metric, UmapSettings
 
 _FEWEST_CELLS = 5
 _PROJECT_ON = 8
+SAMPLE = 20_000
+"""Cells that are laid out where all of them would take more memory than they may."""
+_LANCZOS_UP_TO = 2_000_000
+_UMAP_BYTES_PER_NEIGHBOUR = 100
+_TSNE_BYTES_PER_NEIGHBOUR = 64
 
 
 def umap_embed(
@@ -36,19 +44,45 @@ def umap_embed(
     points = np.ascontiguousarray(embedding, dtype=np.float32)
     if len(points) < _FEWEST_CELLS:
         return _first_two(points)
-    if settings.sample is not None and settings.sample < len(points):
-        return _projected(points, neighbours.metric, settings)
-    return _laid_out(points, neighbours, settings)
+    sample = _sample("UMAP", len(points), umap_bytes(len(points), settings.n_neighbors), settings)
+    if sample is None:
+        return _laid_out(points, neighbours, settings)
+    metric = neighbours.metric
+
+    def of_sample(sampled: np.ndarray) -> np.ndarray:
+        near = find_neighbours(sampled, settings.n_neighbors - 1, metric=metric, seed=settings.seed)
+        return _laid_out(sampled, near, settings)
+
+    return _projected(points, sample, of_sample, metric, settings.seed)
 
 
-def _projected(points: np.ndarray, metric: Metric, settings: UmapSettings) -> np.ndarray:
+def umap_bytes(n_cells: int, n_neighbors: int) -> int:
+    """Estimate what laying out all cells takes: their graph, and the vectors that its first axes are found from.
+
+    UMAP keeps as many of these as the root of the number of cells, up to two million.
+    """
+    vectors = 8 * n_cells * isqrt(n_cells) if n_cells < _LANCZOS_UP_TO else 0
+    return vectors + _UMAP_BYTES_PER_NEIGHBOUR * n_cells * n_neighbors
+
+
+def _sample(what: str, n_cells: int, needed: int, settings: UmapSettings) -> int | None:
+    """Give the number of cells to lay out where that is not all: as set, or for want of memory."""
+    if settings.sample is not None:
+        return settings.sample if settings.sample < n_cells else None
+    instead = f"{SAMPLE} of them are laid out, drawn by seed, and the others placed among these (umap.sample)"
+    if n_cells > SAMPLE and memory.exceeds(needed, f"{what} of {n_cells} cells", instead):
+        return SAMPLE
+    return None
+
+
+def _projected(
+    points: np.ndarray, sample: int, lay_out: Callable[[np.ndarray], np.ndarray], metric: Metric, seed: int
+) -> np.ndarray:
     """Lay a sample out; put every other cell at the mean of its nearest sampled cells, near ones weighing more."""
-    assert settings.sample is not None
-    drawn = np.random.default_rng(settings.seed).choice(len(points), settings.sample, replace=False)
+    drawn = np.random.default_rng(seed).choice(len(points), sample, replace=False)
     drawn.sort()
     sampled = points[drawn]
-    near = find_neighbours(sampled, settings.n_neighbors - 1, metric=metric, seed=settings.seed)
-    layout = _laid_out(sampled, near, settings)
+    layout = lay_out(sampled)
     found = np.empty((len(points), 2), np.float32)
     for rows in row_blocks(len(points)):
         closest, weights = projection(points[rows], sampled, _PROJECT_ON, metric)
@@ -88,6 +122,8 @@ def tsne_embed(
 ) -> np.ndarray:
     """Lay the cells out in two dimensions by t-SNE (van der Maaten & Hinton 2008, Barnes-Hut).
 
+    Of a sample of the cells, among which the others are placed, where UMAP does so too.
+
     Returns
     -------
     numpy.ndarray
@@ -97,6 +133,15 @@ def tsne_embed(
     points = np.ascontiguousarray(embedding, dtype=np.float32)
     if len(points) < _FEWEST_CELLS:
         return _first_two(points)
+    neighbours = round(3 * settings.perplexity) + 1
+    needed = _TSNE_BYTES_PER_NEIGHBOUR * neighbours * len(points)
+    sample = _sample("t-SNE", len(points), needed, settings)
+    if sample is None:
+        return _tsne(points, settings, metric)
+    return _projected(points, sample, lambda own: _tsne(own, settings, metric), metric, settings.seed)
+
+
+def _tsne(points: np.ndarray, settings: UmapSettings, metric: Metric) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     model = TSNE(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from neumf_assets.core import memory
 from neumf_assets.core.cells.inverted_lists import approximate_neighbours, nearest
 from neumf_assets.core.cells.settings import (
     ClusterSettings,
@@ -18,6 +19,9 @@ from neumf_assets.core.cells.settings import (
 from neumf_assets.core.errors import NeumfError
 
 _ROWS_AT_ONCE = 4096
+BYTES_PER_NODE = 7500
+"""Peak memory of graph and Leiden for each node."""
+LEAST_NODES = 20_000
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,23 @@ def projection(
     beyond = apart - apart[:, :1]
     weights = np.exp(-beyond / np.maximum(beyond.mean(axis=1, keepdims=True), 1e-12))
     return near, weights / weights.sum(axis=1, keepdims=True)
+
+
+def graph_nodes(n_cells: int, settings: ClusterSettings) -> int:
+    """Give the nodes that a graph of so many cells may have: as set, or fewer where memory does not hold them."""
+    nodes = min(n_cells, settings.max_nodes)
+    fitting = min(nodes, max(LEAST_NODES, memory.budget() // BYTES_PER_NODE))
+    if fitting < nodes:
+        instead = (
+            f"the nearest cells are joined to {fitting} nodes (clusters.max_nodes: {settings.max_nodes})"
+        )
+        memory.exceeds(BYTES_PER_NODE * nodes, f"Leiden on a graph of {nodes} nodes", instead)
+    return fitting
+
+
+def neighbour_bytes(n_cells: int, dimensions: int, k: int) -> int:
+    """Estimate what an embedding of all cells takes with their neighbours, names and labels."""
+    return n_cells * (24 * dimensions + 16 * k + 300)
 
 
 def merged_cells(neighbours: Neighbours, max_nodes: int) -> np.ndarray:

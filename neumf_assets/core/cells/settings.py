@@ -150,7 +150,8 @@ class UmapSettings(Settings):
         default=None,
         ge=1000,
         description="Lay out at most this many cells, drawn by seed, and place each other cell among its "
-        "neighbours of these (null: all cells; a million take half an hour and more).",
+        "neighbours of these (null: all cells; a million take half an hour and more; where all would take more "
+        "memory than NEUMF_MEMORY allows, 20,000).",
     )
     tsne: bool = Field(
         default=False, description="Also compute t-SNE; about as slow as UMAP, and it adds no score."

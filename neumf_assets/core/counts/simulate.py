@@ -28,6 +28,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.optimize import brentq
 
+from neumf_assets.core import memory
 from neumf_assets.core.counts.simulate_settings import SimulatedDatasetSettings, SimulatorSettings
 from neumf_assets.core.counts.simulate_symbols import (
     INTERFERON,
@@ -48,6 +49,7 @@ _BLOCK = 512  # cells per seed; changing it changes the data that a seed stands 
 _PILOT_CELLS = 320  # cells on which the zero share is tuned
 _LN2 = float(np.log(2.0))
 _GENES, _PILOT, _DATASET, _CELLS = range(4)  # what a stream of random numbers is for
+_TEXT_BYTES = 16  # for each count, zeros too: dense, as a table, as text, and compressed
 MANIFEST = ".simulated.json"
 
 
@@ -547,7 +549,16 @@ def write_inbox(settings: SimulatorSettings, folder: str | Path) -> list[Path]:
     ------
     BadInput
         A file of that name is there and was not written by the simulator.
+    BadSettings
+        A study too large for files of text, which are made in memory; :func:`simulate_chunks` makes any size.
     """
+    needed = _TEXT_BYTES * settings.genes * sum(dataset.cells for dataset in settings.datasets)
+    if needed > memory.budget():
+        raise BadSettings(
+            f"simulate: files of text with so many cells and genes take about {memory.readable(needed)} of memory to "
+            f"make, more than the {memory.readable(memory.budget())} allowed ({memory.VARIABLE}). Ask for fewer, or "
+            "write h5ad files to the inbox with simulate_chunks and CountsWriter, a chunk of cells at a time."
+        )
     folder = Path(folder)
     written = _read_manifest(folder)
     targets = {d.name: folder / f"{d.name}.csv.gz" for d in settings.datasets}

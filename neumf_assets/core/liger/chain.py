@@ -271,7 +271,9 @@ def _scaled(
 
 
 def _restricted(statistics: GeneStatistics, columns: NDArray[np.intp]) -> GeneStatistics:
-    return replace(statistics, mean=statistics.mean[columns], square=statistics.square[columns])
+    return GeneStatistics(
+        statistics.totals, statistics.mean[columns], statistics.square[columns], statistics.seen[columns]
+    )
 
 
 def _provenance(

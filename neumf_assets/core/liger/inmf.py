@@ -57,6 +57,8 @@ class INMFResult:
         Whether the tolerance was met before the iterations ran out.
     trials
         Objectives at which the other starts were dropped.
+    online
+        Whether it was learnt from mini-batches.
     """
 
     W: NDArray[np.float32]
@@ -67,6 +69,7 @@ class INMFResult:
     kkt: float
     converged: bool
     trials: tuple[float, ...] = ()
+    online: bool = False
 
     @property
     def k(self) -> int:

@@ -106,8 +106,10 @@ class ChunkedMatrix:
         """Read the chunks again."""
         start = 0
         for chunk in self._chunks():
-            yield slice(start, start + chunk.shape[0]), SparseMatrix(chunk, self._device)
+            found = [(slice(start, start + chunk.shape[0]), SparseMatrix(chunk, self._device))]
             start += chunk.shape[0]
+            del chunk  # or what is suspended here would keep it until the next one is asked for
+            yield found.pop()
 
 
 class DenseMatrix:

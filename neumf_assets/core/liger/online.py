@@ -45,7 +45,7 @@ def online_inmf(
     -------
     INMFResult
         ``objective`` has one value per pass, exact from the second on; it doesn't rise from there.
-        Memory beyond a mini-batch of each dataset: ``k`` numbers per cell and a few per factor and gene.
+        Memory beyond a mini-batch, of one dataset at a time: ``k`` numbers per cell, a few per factor and gene.
 
     Raises
     ------
@@ -60,15 +60,14 @@ def online_inmf(
         run = solver.new_run(0)
         sums = _Sums(solver, run)
         for epoch in range(settings.epochs):
-            for step in _together(datasets):
-                for dataset, rows, block in step:
-                    sums.visit(dataset, rows, block, first=epoch == 0)
+            streams = {number: matrix.blocks() for number, matrix in enumerate(datasets)}
+            while sums.visit_next(streams, first=epoch == 0):
                 run.W, run.V = solver.step_genes(run.W, run.V, sums.products, sums.grams)
             run.objective.append(solver.objective(run.W, run.V, sums.products, sums.grams))
             progress("online inmf", epoch + 1, settings.epochs, objective=run.objective[-1])
         solver.polish(run)
         result = finished(run, solver.kkt(run))
-    return replace(result, seconds=time.perf_counter() - begun)
+    return replace(result, seconds=time.perf_counter() - begun, online=True)
 
 
 def in_batches(matrix: sp.csr_matrix, batch_cells: int, device: str | torch.device = "cpu") -> ChunkedMatrix:
@@ -95,6 +94,21 @@ class _Sums:
         k = solver.settings.k
         self.grams = [torch.zeros(k, k, dtype=torch.float64, device=run.W.device) for _ in run.V]
 
+    def visit_next(self, streams: dict[int, Iterator[tuple[slice, Block]]], *, first: bool) -> bool:
+        """Visit the next mini-batch of each dataset that has any left; tell whether there was one.
+
+        A mini-batch is read after the one before it has been let go: however many datasets there are, they do not
+        lie in memory together.
+        """
+        visited = False
+        for dataset in list(streams):
+            if (found := next(streams[dataset], None)) is None:
+                del streams[dataset]
+                continue
+            self.visit(dataset, *found, first=first)
+            found, visited = None, True
+        return visited
+
     def visit(self, dataset: int, rows: slice, block: Block, *, first: bool) -> None:
         """Bring the loadings of a mini-batch up to date, and its part of the sums."""
         V, H = self._run.V[dataset], self._run.H[dataset]
@@ -111,14 +125,3 @@ class _Sums:
         else:
             self.grams[dataset] += gram(new) - gram(old)
             self.products[dataset] += block.transposed_times(new - old)
-
-
-def _together(datasets: Sequence[ScaledMatrix]) -> Iterator[list[tuple[int, slice, Block]]]:
-    """Yield one block of every dataset at a time, as long as any has blocks left."""
-    streams = [iter(matrix.blocks()) for matrix in datasets]
-    while True:
-        found = [(number, next(stream, None)) for number, stream in enumerate(streams)]
-        step = [(number, *block) for number, block in found if block is not None]
-        if not step:
-            return
-        yield step

@@ -29,11 +29,14 @@ class GeneStatistics:
         Sum of each cell.
     mean, square
         Mean and mean square of each gene's normalised expression.
+    seen
+        Number of cells in which each gene is not zero.
     """
 
     totals: NDArray[np.float64]
     mean: NDArray[np.float64]
     square: NDArray[np.float64]
+    seen: NDArray[np.int64]
 
     @property
     def n_cells(self) -> int:
@@ -72,6 +75,7 @@ def gene_statistics(matrix: Any, block_cells: int = 1000) -> GeneStatistics:
     """
     n_cells, n_genes = matrix.shape
     totals, total, squares = np.zeros(n_cells), np.zeros(n_genes), np.zeros(n_genes)
+    seen = np.zeros(n_genes, np.int64)
     for rows, block in _row_blocks(matrix, block_cells):
         if sp.issparse(block):
             check_values(block.data)
@@ -79,13 +83,15 @@ def gene_statistics(matrix: Any, block_cells: int = 1000) -> GeneStatistics:
             values = block.data * np.repeat(inverse(totals[rows]), np.diff(block.indptr))
             total += np.bincount(block.indices, values, minlength=n_genes)
             squares += np.bincount(block.indices, values**2, minlength=n_genes)
+            seen += np.bincount(block.indices, minlength=n_genes)
         else:
             check_values(block)
             totals[rows] = block.sum(axis=1, dtype=np.float64)
             values = block * inverse(totals[rows])[:, None]
             total += values.sum(axis=0)
             squares += np.einsum("cg,cg->g", values, values)
-    return GeneStatistics(totals, total / max(n_cells, 1), squares / max(n_cells, 1))
+            seen += np.count_nonzero(block, axis=0)
+    return GeneStatistics(totals, total / max(n_cells, 1), squares / max(n_cells, 1), seen)
 
 
 def excess_variance(

@@ -50,6 +50,7 @@ class NamedFactors:
             "kkt": result.kkt,
             "converged": result.converged,
             "trials": result.trials,
+            "online": result.online,
         }
         (folder / "factors.json").write_text(json.dumps(described))
 
@@ -68,5 +69,6 @@ class NamedFactors:
                 kkt=described["kkt"],
                 converged=described["converged"],
                 trials=tuple(described["trials"]),
+                online=described.get("online", False),
             )
         return cls(result, datasets, tuple(described["genes"]))

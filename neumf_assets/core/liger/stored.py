@@ -38,10 +38,16 @@ class StoredScaled:
         Of all genes of the same cells.
     columns
         Positions of those genes among all.
+
+    Attributes
+    ----------
+    nnz
+        Number of entries.
     """
 
     def __init__(self, counts: StackedCounts, statistics: GeneStatistics, columns: NDArray[np.intp]) -> None:
         self.counts, self.shape = counts, counts.shape
+        self.nnz = int(statistics.seen[columns].sum())
         self._cells = statistics.cell_factors.astype(np.float32)
         self._genes = inverse(statistics.rms[columns]).astype(np.float32)
 
@@ -50,8 +56,8 @@ class StoredScaled:
         return scaled(self.counts.take(cells), self._cells[cells], self._genes)
 
     def whole(self) -> sp.csr_matrix:
-        """Return all cells."""
-        return scaled(self.counts.rows(0, self.shape[0]), self._cells, self._genes)
+        """Return all cells; those of other genes are never in memory all at once."""
+        return scaled(self.counts.take(np.arange(self.shape[0])), self._cells, self._genes)
 
     def batches(self, batch_cells: int, device: str) -> tuple[ChunkedMatrix, NDArray[np.intp]]:
         """Return mini-batches for online learning, and the cells in their order.
@@ -80,14 +86,17 @@ def factorise_stored(
     With ``launch``, what fits and is not learnt online is factorised by ``settings.workers`` processes, which read
     and write in ``folder`` (:func:`~neumf_assets.core.liger.sharded.inmf_by_workers`).
     """
-    needed = BYTES_PER_ENTRY * sum(data.counts.nnz for data in datasets)
+    needed = BYTES_PER_ENTRY * sum(data.nnz for data in datasets)
     cells = sum(data.shape[0] for data in datasets)
     online = f"it learns online, from batches of {settings.batch_cells} cells that are read from disk"
+    if launch is not None:
+        online += f", in one process instead of {settings.workers}"
     if not memory.exceeds(needed, f"Integrative factorisation of {cells} cells", online):
         if launch is not None and not settings.online:
             whole = [data.whole() for data in datasets]
             return inmf_by_workers(whole, settings, launch, folder=folder, progress=progress)
         return factorise([data.whole() for data in datasets], settings, device=device, progress=progress)
+    _check_batch(datasets, settings)
     matrices, orders = zip(*(data.batches(settings.batch_cells, device) for data in datasets), strict=True)
     result = online_inmf(matrices, settings, device=device, progress=progress)
     H = [h[np.argsort(order)] for h, order in zip(result.H, orders, strict=True)]
@@ -101,11 +110,22 @@ def readable(
 
     The order of the cells is another then.
     """
-    needed = BYTES_PER_ENTRY * sum(data.counts.nnz for data in datasets)
+    needed = BYTES_PER_ENTRY * sum(data.nnz for data in datasets)
     batches = f"batches of {settings.batch_cells} cells are read from disk in every iteration"
     if not memory.exceeds(needed, "Repeated factorisation", batches):
         return [data.whole() for data in datasets]
+    _check_batch(datasets, settings)
     return [data.batches(settings.batch_cells, device)[0] for data in datasets]
+
+
+def _check_batch(datasets: Sequence[StoredScaled], settings: LigerSettings) -> None:
+    """Warn where the largest batch exceeds the budget."""
+    largest = max(min(settings.batch_cells, data.shape[0]) * data.nnz / data.shape[0] for data in datasets)
+    memory.warn_if_exceeds(
+        round(BYTES_PER_ENTRY * largest),
+        f"A batch of {settings.batch_cells} cells",
+        "Set liger.batch_cells lower; the factors change a little.",
+    )
 
 
 def batch_pieces(n_cells: int, batch_cells: int) -> list[NDArray[np.intp]]:

@@ -77,6 +77,19 @@ class CountFiles:
                     file.readinto(target[place].data)
         return csr_matrix((data, indices, indptr), shape=(cells.size, self.n_genes))
 
+    @property
+    def nnz(self) -> int:
+        """Number of entries."""
+        return int(self.indptr[-1])
+
+    def mapped(self) -> csr_matrix:
+        """Return all cells, read from the files where they are used."""
+        data, indices = (
+            np.memmap(path, kind, mode="c") if self.nnz else np.empty(0, kind)
+            for path, kind in ((self._data, np.float32), (self._indices, np.int32))
+        )
+        return csr_matrix((data, indices, self.indptr), shape=self.shape)
+
     def remove(self) -> None:
         """Remove the files."""
         for path in (self._data, self._indices):

@@ -45,7 +45,7 @@ def write_blocks(
     chunk_cells
         Rows of a chunk.
     dtype
-        Type of the entries on disk.
+        Type of the entries on disk; what it cannot hold becomes the largest number that it can.
     original_names
         Names of the columns as the source has them, where they are known.
     """
@@ -60,8 +60,11 @@ def write_blocks(
         file.write_bytes(content)
     matrix = zarr.open_group(str(folder), mode="r")["X"]
     assert isinstance(matrix, zarr.Array)
+    largest = np.finfo(kind).max
     for rows, values in blocks:
         file = folder / "X" / matrix.metadata.encode_chunk_key((rows.start // chunk_cells, 0))
+        if kind.itemsize < values.itemsize:  # a mean above float16's 65,504 would become infinite
+            values = values.clip(-largest, largest)
         _write_chunk(file, values.astype(kind.newbyteorder("<"), copy=False), chunk_cells)
 
 

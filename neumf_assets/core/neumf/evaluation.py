@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.special import xlogy
 
+from neumf_assets.core import memory
 from neumf_assets.core.counts.stored import StackedCounts
 from neumf_assets.core.neumf import baselines
 from neumf_assets.core.neumf.baselines import Block, FitPredict
@@ -30,6 +31,8 @@ WITHOUT_MEANS = ("bce", "bpr")
 ENGINE_KINDS = ("gmf", "mlp", "neumf")
 CALIBRATION_EDGES = np.logspace(-5, 4, 37)
 NOTEBOOK_CELLS, NOTEBOOK_GENES = 1000, 300
+BYTES_PER_ENTRY = 90
+"""Peak memory for each non-zero of the judged cells: as read, as thinned, and as the methods take the chosen genes'."""
 
 
 class Scorer(Protocol):
@@ -367,6 +370,8 @@ def _judged_part(
         chosen = np.random.default_rng([wanted.seed, n_cells]).permutation(n_cells)[: wanted.max_cells]
         cells = np.sort(chosen)
     if isinstance(counts, StackedCounts):
+        needed = round(BYTES_PER_ENTRY * counts.nnz * cells.size / max(1, n_cells))
+        memory.warn_if_exceeds(needed, f"Evaluation on {cells.size} cells", "Set evaluation.max_cells lower.")
         drawn = counts.take(cells)
     else:
         drawn = counts.tocsr() if cells.size == n_cells else counts.tocsr()[cells]

@@ -320,8 +320,8 @@ class DenseSettings(Settings):
 
     dtype: Literal["float32", "float16"] = Field(
         default="float32",
-        description="Type of the entries on disk; float16 halves the size, with three significant digits and "
-        "at most 65,504.",
+        description="Type of the entries on disk; float16 halves the size, with three significant digits; "
+        "larger means are stored as 65,504.",
     )
     precision: Literal["trained", "float32"] = Field(
         default="trained",

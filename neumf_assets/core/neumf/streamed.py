@@ -7,6 +7,7 @@ part of them is read, trained on, and written back. The arithmetic is that of
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -52,8 +53,14 @@ from neumf_assets.core.neumf.train import (
 )
 from neumf_assets.core.progress import Progress, silent
 
+_log = logging.getLogger(__name__)
 BYTES_PER_ENTRY = 28
 """Peak memory of training in memory for each non-zero: the counts, the chosen genes', and theirs as tensors."""
+SHARE_BYTES_PER_ENTRY = 20
+"""Peak memory for each non-zero of the chosen genes in a window, or in a worker's share: as read, and as tensors."""
+DEVICE_BYTES_PER_ENTRY = 8
+DEVICE_SHARE = 0.8
+"""Part of a GPU's free memory that counts and embeddings may take; blocks need the rest."""
 TABLE_COPIES = 10
 """Copies of the cells' table while training in memory: Adam's state of two stages, and what is being saved."""
 
@@ -65,9 +72,10 @@ def fit_stored(
     folder: Path,
     device: str = "cpu",
     training: Training | None = None,
+    machines: int = 1,
     **named: Any,
 ) -> NeuMFModel:
-    """Train on counts on disk: in memory where they fit into the budget, else a window at a time.
+    """Train on counts on disk: in memory where they fit into the budget, else a window or a share at a time.
 
     Parameters
     ----------
@@ -80,8 +88,10 @@ def fit_stored(
     device
         ``cpu``, ``cuda`` or ``cuda:N``.
     training
-        What trains counts that fit into memory, as for :func:`neumf_assets.core.neumf.train.fit`; windows are
-        trained by this process alone.
+        What trains counts in the memory of its workers, as for :func:`neumf_assets.core.neumf.train.fit`. Counts
+        that do not fit there either are trained by this process alone, a window at a time.
+    machines
+        On how many machines the workers are; each may use the budget.
     named
         As :func:`neumf_assets.core.neumf.train.fit`: ``gene_names``, ``cell_names``, ``dataset``,
         ``dataset_names``, ``progress``.
@@ -89,10 +99,16 @@ def fit_stored(
     cells = counts.shape[0]
     widest = settings.model_copy(update={"gmf_size": settings.gmf_size or MOST})
     columns = Layout.of(widest, len(counts.parts)).size + 1
-    needed = BYTES_PER_ENTRY * counts.nnz + 4 * TABLE_COPIES * columns * cells
-    windows = f"windows of {settings.window_cells} cells are read from disk"
-    if cells > settings.window_cells and memory.exceeds(needed, f"Training on {cells} cells", windows):
-        return fit_streamed(counts, settings, folder=folder, device=device, **named)
+    needed = BYTES_PER_ENTRY * counts.nnz + _table_bytes(columns, cells)
+    if training is not None and machines == 1:  # workers on this machine hold their shares beside the whole
+        needed += SHARE_BYTES_PER_ENTRY * counts.nnz + _table_bytes(columns, cells)
+    on_device = DEVICE_BYTES_PER_ENTRY * counts.nnz + _table_bytes(columns, cells)
+    if memory.exceeds(needed, f"Training on {cells} cells", "counts are read from disk") or _exceeds_device(
+        device, on_device
+    ):
+        return fit_streamed(
+            counts, settings, folder=folder, device=device, training=training, machines=machines, **named
+        )
     whole = counts.rows(0, cells)
     return fit(whole, settings, device=device, checkpoint_dir=folder, training=training, **named)
 
@@ -108,11 +124,14 @@ def fit_streamed(
     dataset_names: list[str] | None = None,
     device: str = "cpu",
     progress: Progress = silent,
+    training: Training | None = None,
+    machines: int = 1,
 ) -> NeuMFModel:
-    """Train a NeuMF with memory bounded by a window of cells; otherwise as :func:`train.fit`.
+    """Train a NeuMF with memory bounded by a window of cells, or by workers' shares; else as :func:`train.fit`.
 
     Beside a window, a few numbers for each cell are in memory. ``folder`` takes the counts of the chosen genes
-    and three copies of the cells' embeddings, and twice as much of these in checkpoints.
+    and three copies of the cells' embeddings, and twice as much of these in checkpoints. ``training`` and
+    ``machines`` are as for :func:`fit_stored`; by default windows are trained.
     """
     n_cells = counts.shape[0]
     dataset = np.zeros(n_cells, np.intp) if dataset is None else np.asarray(dataset, np.intp)
@@ -125,21 +144,79 @@ def fit_streamed(
     files = CountFiles(folder / "streamed", counts, genes)
     settings = with_gmf_size(settings, files.of, dataset)
     with torch_session(settings):
-        torch_device = torch.device(device)
         # what the trainer asks of all counts is their size; those of a window are brought in when it is trained
-        data = describe(files, factors, dataset, settings, torch_device, cast(SparseCounts, files))
+        data = describe(files, factors, dataset, settings, torch.device(device), cast(SparseCounts, files))
         sha256 = files.sha256
-        cells = _Cells(folder / "streamed", n_cells)
-        checkpoint = _Checkpoint(
-            folder, fingerprint(settings, sha256, dataset, device), settings.checkpoint_seconds, cells
-        )
-        state = train_stages(data, progress, checkpoint, cells)
-    state.tables = state.tables | {"cells": cells.mapped()}
+        key = fingerprint(settings, sha256, dataset, device)
+        if training is not None and _shares_fit(files, settings, len(names), machines):
+            checkpoint: Checkpoint[State] = Checkpoint(folder, key, settings.checkpoint_seconds)
+            mapped = SparseCounts(files.mapped(), torch.device("cpu"))
+            state = training(replace(data, counts=mapped), progress, checkpoint)
+        else:
+            _say_window(files, settings, len(names), training is not None)
+            cells = _Cells(folder / "streamed", n_cells)
+            checkpoint = _Checkpoint(folder, key, settings.checkpoint_seconds, cells)
+            state = train_stages(data, progress, checkpoint, cells)
+            state.tables = state.tables | {"cells": cells.mapped()}
     origin = provenance(sha256, settings, device)
     model = trained_model(data, state, totals, genes, gene_names, cell_names, names, origin)
     checkpoint.remove()
     files.remove()
     return model
+
+
+def _exceeds_device(device: str, needed: int) -> bool:
+    """Tell whether counts and embeddings exceed the free memory of a GPU, and say so."""
+    if torch.device(device).type != "cuda":
+        return False
+    free = torch.cuda.mem_get_info(device)[0]
+    if needed <= DEVICE_SHARE * free:
+        return False
+    sizes = memory.readable(needed), memory.readable(free)
+    _log.info(
+        "The counts would take about %s of the %s that %s has free: they are read from disk.", *sizes, device
+    )
+    return True
+
+
+def _table_bytes(columns: int, cells: int) -> int:
+    return 4 * TABLE_COPIES * columns * cells
+
+
+def _bytes_of(files: CountFiles, settings: NeuMFSettings, n_datasets: int, share: float) -> int:
+    """Estimate what training a share of the cells in memory takes."""
+    columns = Layout.of(settings, n_datasets).size + 1
+    return round(share * (SHARE_BYTES_PER_ENTRY * files.nnz + _table_bytes(columns, files.n_cells)))
+
+
+def _shares_fit(files: CountFiles, settings: NeuMFSettings, n_datasets: int, machines: int) -> bool:
+    """Tell whether workers can have their cells in memory, and say so."""
+    needed = _bytes_of(files, settings, n_datasets, 1 / machines)
+    fit = needed <= memory.budget()
+    if fit:
+        _log.info(
+            "%d workers get their cells from disk, about %s of memory on each of %d machines.",
+            settings.workers,
+            memory.readable(needed),
+            machines,
+        )
+    return fit
+
+
+def _say_window(files: CountFiles, settings: NeuMFSettings, n_datasets: int, for_workers: bool) -> None:
+    """Say that windows are trained, and warn where one of them exceeds the budget."""
+    window = min(settings.window_cells, files.n_cells)
+    alone = (
+        f" by one process, not by {settings.workers} workers, whose cells would not fit"
+        if for_workers
+        else ""
+    )
+    _log.info("Windows of %d cells are read from disk and trained%s.", window, alone)
+    memory.warn_if_exceeds(
+        _bytes_of(files, settings, n_datasets, window / files.n_cells),
+        f"Training on a window of {window} cells",
+        "Set fewer window_cells; the order of the cells, and with it the model, changes a little.",
+    )
 
 
 class _Cells:

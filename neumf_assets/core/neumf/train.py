@@ -438,9 +438,8 @@ def initial_state(
         generator,
         embedding_scale=settings.initial_scale,
         output_scale=FUSION_SCALE if settings.pretrain == "gmf" and kind == "neumf" else 1.0,
-        keep=partial(elsewhere.keep, kind) if elsewhere else None,
+        keep=partial(elsewhere.keep, kind) if elsewhere else partial(_own_cells, data.workers),
     )
-    tables["cells"] = data.workers.own_rows(tables["cells"])
     tables = {name: table.to(data.device) for name, table in tables.items()}
     if kind == "neumf" and trained:
         _fuse(layout, tables, trained, settings.alpha, elsewhere)
@@ -458,6 +457,20 @@ def new_state(
     """Return a state with fresh optimisers on the tables."""
     rows = {name: table.view(-1, table.shape[-1]) for name, table in tables.items()}
     return State(layout, tables, statistics, {n: RowAdam(t) for n, t in rows.items()}, history=list(history))
+
+
+def _own_cells(workers: Workers, drawn: Iterator[Tensor]) -> Tensor:
+    """Put a worker's rows of the drawn values together; those of all cells are never in its memory at once."""
+    own: list[Tensor] = []
+    rest: Tensor | None = None
+    for part in drawn:
+        rows = part if rest is None else torch.cat([rest, part])
+        whole = (
+            len(rows) // workers.size * workers.size
+        )  # so that the next ones begin with the first worker's
+        own.append(workers.own_rows(rows[:whole]))
+        rest = rows[whole:]
+    return torch.cat(own if rest is None else [*own, workers.own_rows(rest)])
 
 
 def _fuse(

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import logging
 import warnings
 
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from neumf_assets.core.cells import embedding as embedding_module
 from neumf_assets.core.cells.align import harmony_align
-from neumf_assets.core.cells.embedding import tsne_embed, umap_embed
+from neumf_assets.core.cells.embedding import tsne_embed, umap_bytes, umap_embed
 from neumf_assets.core.cells.metrics import expected_same_batch_share, same_batch_share
-from neumf_assets.core.cells.neighbours import find_neighbours
+from neumf_assets.core.cells.neighbours import Neighbours, find_neighbours
 from neumf_assets.core.cells.settings import AlignSettings, UmapSettings
 from neumf_assets.core.errors import NeumfError
 from neumf_assets_tests.core.cells.data import blobs, noise
@@ -50,6 +52,33 @@ def test_umap_of_a_sample_places_the_other_cells_among_their_own_kind() -> None:
     np.testing.assert_array_equal(whole, umap_embed(data.embedding, neighbours))
 
 
+def test_a_layout_that_exceeds_the_budget_is_that_of_a_sample(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = blobs(per_type=300)
+    neighbours = find_neighbours(data.embedding, 19)
+    wanted = [
+        lay_out(data.embedding, neighbours, UmapSettings(sample=1000)) for lay_out in (umap_embed, _tsne)
+    ]
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 1000)
+    monkeypatch.setattr(embedding_module, "SAMPLE", 1000)
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        found = [lay_out(data.embedding, neighbours, UmapSettings()) for lay_out in (umap_embed, _tsne)]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "UMAP of 1200 cells would take" in caplog.text and "t-SNE of 1200 cells would take" in caplog.text
+    assert caplog.text.count("1000 of them are laid out") == 2 and "umap.sample" in caplog.text
+
+
+def _tsne(points: np.ndarray, neighbours: Neighbours, settings: UmapSettings) -> np.ndarray:
+    return tsne_embed(points, settings, neighbours.metric)
+
+
+def test_what_umap_takes_grows_faster_than_the_cells() -> None:
+    assert 8 * 2**30 < umap_bytes(1_000_000, 20) < 12 * 2**30
+    assert umap_bytes(100_000, 20) < 2**29
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 8])
 def test_umap_of_few_cells_is_finite(n: int) -> None:
     points = noise(n).embedding
@@ -65,6 +94,15 @@ def test_tsne_keeps_types_apart_and_repeats() -> None:
     first = tsne_embed(data.embedding, UmapSettings(perplexity=8))
     np.testing.assert_array_equal(first, tsne_embed(data.embedding, UmapSettings(perplexity=8)))
     assert KNeighborsClassifier(5).fit(first, data.labels).score(first, data.labels) > 0.99
+
+
+def test_tsne_of_a_sample_places_the_other_cells_among_their_own_kind() -> None:
+    data = blobs(per_type=300)
+    layout = tsne_embed(data.embedding, UmapSettings(sample=1000))
+    drawn = np.random.default_rng(0).choice(1200, 1000, replace=False)
+    rest = np.setdiff1d(np.arange(1200), drawn)
+    judge = KNeighborsClassifier(5).fit(layout[drawn], data.labels[drawn])
+    assert judge.score(layout[rest], data.labels[rest]) > 0.99
 
 
 def test_harmony_mixes_shifted_datasets_and_keeps_types() -> None:

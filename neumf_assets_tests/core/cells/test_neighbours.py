@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from neumf_assets.core.cells.neighbours import (
     cell_graph,
     find_cross_neighbours,
     find_neighbours,
+    graph_nodes,
     neighbours_needed,
 )
 from neumf_assets.core.cells.settings import ClusterSettings, MetricsSettings, UmapSettings
@@ -162,3 +165,20 @@ def test_many_cells_need_no_neighbours_for_lisi() -> None:
     chosen = ClusterSettings(exact_up_to=100), UmapSettings(), MetricsSettings()
     assert neighbours_needed(*chosen, 100) == 90
     assert neighbours_needed(*chosen, 101) == 20
+
+
+def test_a_graph_has_fewer_nodes_where_memory_does_not_hold_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = ClusterSettings(max_nodes=100_000)
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 2**40)
+    assert graph_nodes(50_000, chosen) == 50_000
+    assert graph_nodes(500_000, chosen) == 100_000
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 7500 * 30_000)
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        assert graph_nodes(30_000, chosen) == 30_000
+        assert not caplog.records
+        assert graph_nodes(500_000, chosen) == 30_000
+    assert "joined to 30000 nodes (clusters.max_nodes: 100000)" in caplog.text
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 1000)
+    assert graph_nodes(500_000, chosen) == 20_000

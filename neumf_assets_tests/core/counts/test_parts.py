@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,9 +14,13 @@ from scipy import sparse
 
 from neumf_assets.core.counts.readers import parts as parts_module
 from neumf_assets.core.counts.readers import read_counts
+from neumf_assets.core.counts.readers.delimited import estimated_entries
+from neumf_assets.core.counts.readers.matrix import RawMatrix
 from neumf_assets.core.counts.readers.read import store_counts
+from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import load_counts
 from neumf_assets.core.errors import BadInput
+from neumf_assets_tests.core.counts.files import FORMATS, Case
 from neumf_assets_tests.core.counts.test_store import assert_equal
 
 CELLS, GENES = 23, 9
@@ -151,3 +156,92 @@ def test_refusals_of_a_matrix_market_file_in_parts_are_those_of_the_whole(tmp_pa
             store_counts(folder, tmp_path / "out")
         assert str(parted.value) == str(whole.value)
         assert not list((tmp_path / "out").iterdir())
+
+
+CASE = Case(counts(), [f"AAAC{i:04d}-1" for i in range(CELLS)], [*"ABCDEFGA", "MT-X"])
+IN_PARTS = [
+    "10x HDF5 v2",
+    "10x HDF5 v3",
+    "h5ad CSC",
+    "h5ad dense",
+    "h5ad layer",
+    "h5ad raw",
+    "Zarr v2",
+    "loom",
+]
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_every_format_but_text_is_read_in_parts(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, settings = FORMATS[name]
+    path = write(tmp_path, CASE)
+    whole = read_counts(path, settings)
+    monkeypatch.setattr(parts_module, "SORTED_ENTRIES", 7)
+    monkeypatch.setattr("neumf_assets.core.counts.readers.matrix.BLOCK_BYTES", 100)
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        stored = store_counts(path, tmp_path / "stored", settings)
+    assert "5 cells are read at a time" in caplog.text
+    again = load_counts(tmp_path / "stored")
+    for adata in (whole, again):
+        del adata.uns["provenance"]["read_seconds"]
+    assert_equal(again, whole)
+    assert (stored.shape, stored.nonzero, stored.total_counts) == (whole.shape, whole.X.nnz, whole.X.sum())
+    assert [entry.name for entry in (tmp_path / "stored").iterdir()] == ["counts.h5ad"]
+
+
+def test_features_that_are_no_genes_are_left_out_of_parts_of_a_10x_file(tmp_path: Path) -> None:
+    path = FORMATS["10x HDF5 v3"][0](tmp_path, CASE)
+    with h5py.File(path, "a") as file:
+        types = [b"Gene Expression"] * GENES
+        types[2] = b"Antibody Capture"
+        file["matrix/features/feature_type"][...] = types
+    whole = read_counts(path)
+    stored = store_counts(path, tmp_path / "stored")
+    assert stored.shape == (CELLS, GENES - 1)
+    np.testing.assert_array_equal(load_counts(tmp_path / "stored").X.toarray(), whole.X.toarray())
+    assert stored.provenance["features_left_out"] == 1
+
+
+def test_genomes_of_a_10x_file_are_joined_in_every_part(tmp_path: Path) -> None:
+    path = FORMATS["10x HDF5 v2"][0](tmp_path, CASE)
+    with h5py.File(path, "a") as file:
+        file.copy("GRCh38", "mm10")
+    whole = read_counts(path)
+    assert store_counts(path, tmp_path / "stored").shape == (CELLS, 2 * GENES)
+    np.testing.assert_array_equal(load_counts(tmp_path / "stored").X.toarray(), whole.X.toarray())
+
+
+@pytest.mark.parametrize("name", ["csv, genes by cells", "tsv.gz with Windows line ends"])
+def test_a_table_of_text_warns_before_it_is_read_at_once(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, settings = FORMATS[name]
+    stored = store_counts(write(tmp_path, CASE), tmp_path / "stored", settings)
+    assert stored.shape == (CELLS, GENES)
+    [said] = caplog.records
+    assert said.levelno == logging.WARNING
+    assert "Convert it to h5ad or Matrix Market" in said.getMessage()
+
+
+def test_entries_of_a_table_of_text_are_estimated_from_its_beginning(tmp_path: Path) -> None:
+    found = estimated_entries(FORMATS["csv, genes by cells"][0](tmp_path, CASE), "ctrl.csv")
+    assert CASE.counts.astype(bool).sum() <= found < 2 * CASE.counts.astype(bool).sum()
+
+
+def test_settings_that_need_all_cells_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = FORMATS["h5ad CSR"][0](tmp_path, CASE)
+    stored = store_counts(path, tmp_path / "stored", ReadSettings(max_cells=7, allow_normalised=True))
+    assert stored.shape == (7, GENES)
+    assert "Without read.allow_normalised and read.max_cells it is read in parts" in caplog.text
+
+
+def test_parts_are_smaller_where_the_budget_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "BLOCK_CELLS", 8192)
+    whole = RawMatrix(sparse.csr_matrix((100_000, 9)), np.arange(100_000), np.arange(9), "h5ad")
+    sizes = {}
+    for budget in (1 << 28, 1 << 30, 1 << 34):
+        monkeypatch.setattr("neumf_assets.core.memory.budget", lambda budget=budget: budget)
+        sizes[budget] = parts_module.Parted(whole, 500_000_000, lambda *_: []).block_cells
+    assert sizes == {1 << 28: 1342, 1 << 30: 5368, 1 << 34: 8192}

@@ -426,3 +426,11 @@ def test_interrupted_writing_is_finished_by_the_next(tmp_path, monkeypatch):
         "a.labels.csv",
         "b.labels.csv",
     }
+
+
+def test_a_study_too_large_for_text_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    many = SMALL.model_copy(update={"datasets": (SMALL.datasets[0].model_copy(update={"cells": 10**8}),)})
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 2**34)
+    with pytest.raises(BadSettings, match=r"simulate: .*simulate_chunks"):
+        write_inbox(many, tmp_path / "inbox")
+    assert not (tmp_path / "inbox").exists()

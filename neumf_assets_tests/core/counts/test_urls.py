@@ -15,7 +15,9 @@ import pytest
 
 from neumf_assets.core.counts.discover import list_datasets
 from neumf_assets.core.counts.readers import read_counts
+from neumf_assets.core.counts.readers.read import store_counts
 from neumf_assets.core.counts.settings import ReadSettings
+from neumf_assets.core.counts.validate import validated
 from neumf_assets.core.errors import BadInput
 from neumf_assets_tests.core.counts import files
 from neumf_assets_tests.core.counts.files import FORMATS, SMALL
@@ -48,6 +50,24 @@ def test_web_server(name: str, server: str, tmp_path: Path) -> None:
     assert (there.X != here.X).nnz == 0
     assert there.uns["provenance"]["source"] == url
     assert there.uns["provenance"]["sha256"] == here.uns["provenance"]["sha256"]
+
+
+def test_what_is_fetched_to_be_stored_lies_where_it_is_stored(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = FORMATS["h5ad CSR"][0](tmp_path, SMALL)
+    folder, seen = tmp_path / "stored", []
+    (folder / "neumf-killed").mkdir(parents=True)
+    (folder / "neumf-killed" / "half of a file").write_text("…")
+
+    def noted(*given: Any) -> Any:
+        seen.extend(entry.name.startswith("neumf-") for entry in folder.iterdir())
+        return validated(*given)
+
+    monkeypatch.setattr("neumf_assets.core.counts.readers.read.validated", noted)
+    assert store_counts(f"{server}/{path.name}", folder).shape == SMALL.counts.shape
+    assert seen == [True]
+    assert [entry.name for entry in folder.iterdir()] == ["counts.h5ad"]
 
 
 def test_an_inbox_on_a_web_server(server: str, tmp_path: Path) -> None:

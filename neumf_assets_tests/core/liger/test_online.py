@@ -72,6 +72,24 @@ def test_chunks_are_read_one_at_a_time() -> None:
     assert most <= 2 * len(whole) + 1 < len(alive) // 4
 
 
+def test_batches_of_many_datasets_do_not_lie_in_memory_together() -> None:
+    whole = [x.astype(np.float32).tocsr() for x in plant((60,) * 7).X]
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def read(x: sp.csr_matrix, start: int) -> sp.csr_matrix:
+        nonlocal most
+        chunk = x[start : start + 20]
+        alive.append(weakref.ref(chunk.data))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return chunk
+
+    datasets = [ChunkedMatrix(lambda x=x: (read(x, start) for start in (0, 20, 40))) for x in whole]
+    online_inmf(datasets, CHOSEN.model_copy(update={"epochs": 2}))
+    assert len(alive) >= 7 * 3 * 3
+    assert most <= 2
+
+
 def test_same_seed_same_bits(planted: Planted) -> None:
     one, again = (online_inmf([in_batches(x, 40) for x in planted.X], CHOSEN) for _ in range(2))
     assert np.array_equal(one.W, again.W)

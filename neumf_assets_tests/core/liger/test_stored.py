@@ -15,7 +15,8 @@ from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
 from neumf_assets.core.liger.preprocess import gene_statistics, scale
 from neumf_assets.core.liger.settings import LigerSettings
-from neumf_assets.core.liger.stored import StoredScaled, batch_pieces, factorise_stored
+from neumf_assets.core.liger.store import NamedFactors
+from neumf_assets.core.liger.stored import BYTES_PER_ENTRY, StoredScaled, batch_pieces, factorise_stored
 from neumf_assets_tests.core.neumf.problems import low_rank
 
 GENES = [f"g{i}" for i in range(40)]
@@ -54,6 +55,7 @@ def test_batches_hold_every_cell_once_and_come_from_all_over(cells: int, batch: 
 
 def test_above_the_budget_it_learns_online_in_the_order_of_the_cells(
     datasets: list[tuple[sp.csr_matrix, StoredScaled]],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -65,7 +67,43 @@ def test_above_the_budget_it_learns_online_in_the_order_of_the_cells(
     with caplog.at_level(logging.INFO, "neumf_assets"):
         online = factorise_stored(stored, settings)
     assert "learns online" in caplog.text
+    assert "Set liger.batch_cells lower" in caplog.text
+    assert (at_once.online, online.online) == (False, True)
+    NamedFactors(online, ("a", "b"), tuple(GENES[i] for i in USED)).save(tmp_path)
+    assert NamedFactors.load(tmp_path).result.online
     assert online.objective[-1] < 1.02 * at_once.objective[-1]
     for (expected, _), H, V in zip(datasets, online.H, online.V, strict=True):
         error = np.square(expected.toarray() - H @ (online.W + V)).sum()
         assert error < 0.9 * np.square(expected.toarray() - expected.toarray().mean(axis=0)).sum()
+
+
+def test_only_the_genes_that_are_used_count(
+    datasets: list[tuple[sp.csr_matrix, StoredScaled]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stored = [one for _, one in datasets]
+    used = sum(expected.nnz for expected, _ in datasets)
+    assert sum(one.nnz for one in stored) == used < sum(one.counts.nnz for one in stored)
+    read: list[int] = []
+    rows = StackedCounts.rows
+
+    def noted(counts: StackedCounts, start: int, stop: int) -> sp.csr_matrix:
+        read.append(stop - start)
+        return rows(counts, start, stop)
+
+    monkeypatch.setattr(StackedCounts, "rows", noted)
+    monkeypatch.setattr("neumf_assets.core.counts.stored.BLOCK_CELLS", 50)
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: BYTES_PER_ENTRY * used)
+    settings = LigerSettings(k=3, iterations=3, restarts=1)
+    assert not factorise_stored(stored, settings).online
+    assert max(read) <= 50
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: BYTES_PER_ENTRY * used - 1)
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        found = factorise_stored(stored, settings.model_copy(update={"workers": 2}), launch=_never)
+    assert found.online
+    assert "in one process instead of 2" in caplog.text
+
+
+def _never(*_: object) -> None:
+    raise AssertionError("processes are started")

@@ -280,3 +280,27 @@ def test_counts_on_disk_are_judged_alike(tmp_path: Path) -> None:
     with StoredCounts(tmp_path) as stored:
         on_disk = evaluate_neumf(StackedCounts.of({"a": stored}), changed(), chosen, gene_names=names)
     assert on_disk.heldout_deviance == evaluate_neumf(counts, changed(), chosen).heldout_deviance
+
+
+def test_an_evaluation_that_exceeds_the_budget_says_so_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts, _, _ = small(cells=90, genes=30)
+    save_counts(ad.AnnData(counts, var=pd.DataFrame(index=[f"g{i}" for i in range(30)])), tmp_path)
+    chosen = EvaluationSettings(max_cells=45, baselines=("gene_mean",), epochs=1, ranking="off")
+    told: list[tuple[str, int]] = []
+
+    def note(*_: object, **__: object) -> None:
+        told.append(("progress", len(caplog.records)))
+
+    with StoredCounts(tmp_path) as stored:
+        stack = StackedCounts.of({"a": stored})
+        for budget in (90 * counts.nnz // 2 + 1, 90 * counts.nnz // 2 - 1):
+            monkeypatch.setattr("neumf_assets.core.memory.budget", lambda budget=budget: budget)
+            evaluate_neumf(stack, changed(), chosen, progress=note)
+            if budget > 90 * counts.nnz // 2:
+                assert not caplog.records
+                told.clear()
+    assert "Evaluation on 45 cells would take" in caplog.text
+    assert "Set evaluation.max_cells lower" in caplog.text
+    assert told[0] == ("progress", 1)

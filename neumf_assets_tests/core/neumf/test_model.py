@@ -166,3 +166,12 @@ def test_some_genes_are_written_in_half_precision(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cells, model.cell_names)
     np.testing.assert_array_equal(names, model.gene_names[genes])
     np.testing.assert_allclose(matrix[:], model.predict()[:, genes], rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_means_beyond_float16_become_its_largest_number(tmp_path: Path) -> None:
+    values = np.array([[1e5, 2.5], [7e4, 0.0]], np.float32)
+    names = np.array(["a", "b"])
+    dense.write_blocks(tmp_path, iter([(slice(0, 2), values)]), names, names, chunk_cells=2, dtype=np.float16)
+    np.testing.assert_array_equal(open_dense(tmp_path)[0][:], np.float16([[65504, 2.5], [65504, 0]]))
+    assert values.max() == 1e5, "the caller's values stay as they are"

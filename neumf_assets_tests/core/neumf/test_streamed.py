@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from scipy.sparse import csr_matrix
 
 from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
+from neumf_assets.core.neumf import streamed as streamed_module
 from neumf_assets.core.neumf.cell_files import CountFiles
 from neumf_assets.core.neumf.checkpoint import data_hash
 from neumf_assets.core.neumf.model import NeuMFModel
+from neumf_assets.core.neumf.parallel import LocalProcesses, ParallelTraining
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.streamed import fit_stored, fit_streamed
-from neumf_assets.core.neumf.train import fit
+from neumf_assets.core.neumf.train import fit, initial_state, prepare
+from neumf_assets.core.neumf.workers import Workers
 from neumf_assets_tests.core.neumf.problems import changed, low_rank
 
 SIZES = (170, 90)
@@ -162,8 +166,118 @@ def test_above_the_budget_training_streams_and_says_so(
     monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 1000)
     with caplog.at_level(logging.INFO, "neumf_assets"):
         streamed = fit_stored(stack, settings, folder=tmp_path / "work", **named)
-    assert "windows of 64 cells are read from disk" in caplog.text
+    assert "Windows of 64 cells are read from disk" in caplog.text
+    assert "Set fewer window_cells" in caplog.text
     assert_same(in_memory, streamed)
+
+
+@pytest.fixture
+def in_parts(tmp_path: Path) -> tuple[StackedCounts, dict[str, Any]]:
+    """Counts on disk, and their names."""
+    counts, _, _ = low_rank(cells=200, genes=40)
+    genes = [f"g{i}" for i in range(40)]
+    stack = StackedCounts.of({"a": stored(tmp_path / "a", counts, genes, "a")})
+    return stack, {"gene_names": genes, "cell_names": stack.parts[0].obs.index}
+
+
+def test_fewer_cells_than_a_window_are_streamed_too(
+    tmp_path: Path,
+    in_parts: tuple[StackedCounts, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stack, named = in_parts
+    settings = changed(epochs=2, n_genes=20)
+    in_memory = fit_stored(stack, settings, folder=tmp_path / "work", **named)
+    window = 20 * stack.rows(0, 200)[:, in_memory.gene_positions].nnz + 40 * 200 * 8
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: window)
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        streamed = fit_stored(stack, settings, folder=tmp_path / "work", **named)
+    assert "Windows of 200 cells are read from disk" in caplog.text
+    assert "Set fewer window_cells" not in caplog.text
+    assert_same(in_memory, streamed)
+
+
+@pytest.mark.parametrize(("free", "streams"), [(1000, True), (1 << 30, False)])
+def test_counts_that_exceed_the_gpu_are_streamed_however_much_memory_the_machine_has(
+    tmp_path: Path,
+    in_parts: tuple[StackedCounts, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    free: int,
+    streams: bool,
+) -> None:
+    stack, named = in_parts
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 1 << 34))
+    monkeypatch.setattr(streamed_module, "fit_streamed", lambda *_, **__: chosen.append(True))
+    monkeypatch.setattr(streamed_module, "fit", lambda *_, **__: chosen.append(False))
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        fit_stored(stack, changed(), folder=tmp_path, device="cuda:0", **named)
+    assert chosen == [streams]
+    assert ("cuda:0 has free: they are read from disk" in caplog.text) == streams
+
+
+def test_workers_get_counts_above_the_budget_from_disk(
+    tmp_path: Path,
+    in_parts: tuple[StackedCounts, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stack, named = in_parts
+    settings = changed(epochs=2, n_genes=20, workers=2, precision="float32")
+    training = ParallelTraining(2, LocalProcesses(threads=1))
+    work: dict[str, Any] = {"folder": tmp_path / "work", "training": training, **named}
+    in_memory = fit_stored(stack, settings, **work)
+    share = 10 * stack.rows(0, 200)[:, in_memory.gene_positions].nnz + 20 * 200 * 8
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: share)
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        streamed = fit_stored(stack, settings, machines=2, **work)
+    assert "2 workers get their cells from disk" in caplog.text
+    assert "Windows" not in caplog.text
+    assert_same(in_memory, streamed)
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        alone = fit_stored(stack, settings, machines=1, **work)
+    assert "by one process, not by 2 workers" in caplog.text
+    np.testing.assert_allclose(alone.predict(), in_memory.predict(), rtol=1e-3)
+
+
+def test_workers_of_this_machine_count_beside_the_whole(
+    tmp_path: Path, in_parts: tuple[StackedCounts, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, named = in_parts
+    chosen: list[bool] = []
+    monkeypatch.setattr(streamed_module, "fit_streamed", lambda *_, **__: chosen.append(True))
+    monkeypatch.setattr(streamed_module, "fit", lambda *_, **__: chosen.append(False))
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 28 * stack.nnz + 40 * 200 * 8)
+    training = ParallelTraining(2, LocalProcesses(threads=1))
+    for how in ({}, {"training": training, "machines": 2}, {"training": training}):
+        fit_stored(stack, changed(), folder=tmp_path, **how, **named)
+    assert chosen == [False, False, True]
+
+
+class Third(Workers):
+    """The second of three workers, which notes how many rows it is given."""
+
+    rank, size, seen = 1, 3, 0
+
+    def own_rows(self, table: torch.Tensor) -> torch.Tensor:
+        self.seen = max(self.seen, len(table))
+        return table[self.rank :: self.size].clone()
+
+
+def test_a_worker_never_has_the_embeddings_of_all_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, _, dataset = low_rank(cells=50)
+    settings, factors = changed(kind="gmf"), np.ones(50, np.float32)
+    monkeypatch.setattr("neumf_assets.core.neumf.network.DRAWN_CELLS", 7)
+    data = prepare(counts, factors, dataset, settings, torch.device("cpu"))
+    whole = initial_state(data, "gmf", 0, {}).tables["cells"]
+    one = Third()
+    own = initial_state(replace(data, workers=one, everyone=dataset), "gmf", 0, {}).tables["cells"]
+    assert torch.equal(own, whole[1::3])
+    assert one.seen <= 7 + 3
 
 
 GROWTH = """

@@ -40,6 +40,8 @@ from neumf_assets.core.counts.settings import Orientation
 from neumf_assets.core.errors import BadInput
 
 _LONGEST_NAME = 4096
+_UNZIPPED = 12
+"""Size of a table of counts over that of its gzip file, about."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,22 @@ def read_delimited(path: Path, given: str, orientation: Orientation, labelled: N
     for block in chain([rest], blocks):
         _scan(block, layout, parts)
     return _assemble(parts, layout.columns, orientation, labelled)
+
+
+def estimated_entries(path: Path, given: str) -> int:
+    """Estimate the number of entries of a matrix of text that are not zero, from its beginning.
+
+    Raises
+    ------
+    BadInput
+        When it is empty or no text.
+    """
+    with path.open("rb") as file:
+        unzipped = _UNZIPPED if file.read(2) == b"\x1f\x8b" else 1
+    text = np.frombuffer(next(line_blocks(path, given), b"\n"), np.uint8)
+    separates = np.isin(text, np.frombuffer(b",\t; \n", np.uint8))
+    zeros = separates[:-2] & (text[1:-1] == ZERO) & separates[2:]
+    return round((separates.sum() - zeros.sum()) / len(text) * path.stat().st_size * unzipped)
 
 
 def _layout(header_line: bytes, first_line: bytes, given: str) -> _Layout:

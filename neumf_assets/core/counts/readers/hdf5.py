@@ -17,6 +17,7 @@ from neumf_assets.core.counts.readers.market import keep_gene_expression
 from neumf_assets.core.counts.readers.matrix import (
     Names,
     RawMatrix,
+    check_dense,
     check_names,
     dense_to_csr,
     read_vector,
@@ -98,8 +99,8 @@ def kind_of(file: h5py.File) -> str:
     return "10x v2" if _genomes(file) else ""
 
 
-def read_tenx_v3(file: h5py.File, given: str) -> RawMatrix:
-    """Read Cell Ranger's HDF5 format of version 3 and later.
+def read_tenx_v3(file: h5py.File, given: str, *, entries: bool = True) -> RawMatrix:
+    """Read Cell Ranger's HDF5 format of version 3 and later, with or without the entries of the matrix.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def read_tenx_v3(file: h5py.File, given: str) -> RawMatrix:
         When parts are missing or contradict each other.
     """
     group, features = file["matrix"], file["matrix/features"]
-    raw = _tenx_matrix(group, given)
+    raw = _tenx_matrix(group, given, entries)
     raw.genes = check_names(text(features["name"], given), raw.X.shape[1], "genes", given)
     raw.gene_ids = check_names(text(features["id"], given), raw.X.shape[1], "genes", given)
     raw.format = "10x HDF5 v3"
@@ -117,8 +118,10 @@ def read_tenx_v3(file: h5py.File, given: str) -> RawMatrix:
     return raw
 
 
-def read_tenx_v2(file: h5py.File, given: str) -> RawMatrix:
+def read_tenx_v2(file: h5py.File, given: str, *, entries: bool = True) -> RawMatrix:
     """Read Cell Ranger's HDF5 format of version 2: one group per genome, joined along the genes.
+
+    With or without the entries of the matrix.
 
     Raises
     ------
@@ -126,10 +129,10 @@ def read_tenx_v2(file: h5py.File, given: str) -> RawMatrix:
         When parts are missing or contradict each other.
     """
     parts = []
-    for genome in _genomes(file):
-        raw = _tenx_matrix(file[genome], given)
-        raw.genes = check_names(text(file[genome]["gene_names"], given), raw.X.shape[1], "genes", given)
-        raw.gene_ids = check_names(text(file[genome]["genes"], given), raw.X.shape[1], "genes", given)
+    for group in tenx_groups(file):
+        raw = _tenx_matrix(group, given, entries)
+        raw.genes = check_names(text(group["gene_names"], given), raw.X.shape[1], "genes", given)
+        raw.gene_ids = check_names(text(group["genes"], given), raw.X.shape[1], "genes", given)
         parts.append(raw)
     first = parts[0]
     if any(not np.array_equal(first.cells, other.cells) for other in parts[1:]):
@@ -147,8 +150,32 @@ def read_tenx_v2(file: h5py.File, given: str) -> RawMatrix:
     )
 
 
-def read_loom(file: h5py.File, given: str, layer: str | None) -> RawMatrix:
-    """Read a loom file: genes × cells, dense, in blocks of rows.
+def tenx_groups(file: h5py.File) -> list[h5py.Group]:
+    """The matrices of a 10x file, which share their cells: one, or in version 2 one for each genome."""
+    matrix = file.get("matrix")
+    return [matrix] if isinstance(matrix, h5py.Group) else [file[genome] for genome in _genomes(file)]
+
+
+def tenx_shape(group: h5py.Group, given: str) -> tuple[int, int]:
+    """Return genes and cells of a matrix of a 10x file.
+
+    Raises
+    ------
+    BadInput
+        When parts of it are missing.
+    """
+    place = str(group.name)
+    missing = {"barcodes", "data", "indices", "indptr", "shape"} - set(group)
+    if missing:
+        raise BadInput(given, place, f"{min(missing)} is missing", AGAIN)
+    shape = read_vector(group["shape"], given, f"{place}/shape")
+    if len(shape) != 2 or (shape < 0).any():
+        raise BadInput(given, f"{place}/shape", "is not a number of genes and of cells", AGAIN)
+    return int(shape[0]), int(shape[1])
+
+
+def read_loom(file: h5py.File, given: str, layer: str | None, *, entries: bool = True) -> RawMatrix:
+    """Read a loom file: genes × cells, dense, in blocks of rows; with or without the entries of the matrix.
 
     Raises
     ------
@@ -160,8 +187,11 @@ def read_loom(file: h5py.File, given: str, layer: str | None) -> RawMatrix:
         raise BadInput(
             given, "layers", f"there is no layer {layer!r} (there are: {there})", "Correct the setting"
         )
-    place = f"layers/{layer}" if layer else "matrix"
-    matrix = dense_to_csr(file[place], given, place).T.tocsr()
+    place = loom_place(layer)
+    if entries:
+        matrix = dense_to_csr(file[place], given, place).T.tocsr()
+    else:
+        matrix = sparse.csr_matrix(check_dense(file[place], given, place)[::-1], dtype=np.int32)
     cell_names = _attribute(
         file["col_attrs"], ("CellID", "obs_names", "cell_names", "barcode", "Barcode"), given
     )
@@ -188,6 +218,11 @@ def read_loom(file: h5py.File, given: str, layer: str | None) -> RawMatrix:
     )
 
 
+def loom_place(layer: str | None) -> str:
+    """Where a layer of a loom file lies."""
+    return f"layers/{layer}" if layer else "matrix"
+
+
 def text(values: h5py.Dataset, given: str) -> Names:
     """Read a list of names.
 
@@ -210,17 +245,15 @@ def _genomes(file: h5py.File) -> list[str]:
     return sorted(name for name, item in file.items() if isinstance(item, h5py.Group) and wanted <= set(item))
 
 
-def _tenx_matrix(group: h5py.Group, given: str) -> RawMatrix:
-    place = str(group.name)
-    missing = {"barcodes", "data", "indices", "indptr", "shape"} - set(group)
-    if missing:
-        raise BadInput(given, place, f"{min(missing)} is missing", AGAIN)
-    shape = read_vector(group["shape"], given, f"{place}/shape")
-    if len(shape) != 2 or (shape < 0).any():
-        raise BadInput(given, f"{place}/shape", "is not a number of genes and of cells", AGAIN)
-    genes, cells = (int(size) for size in shape)
-    vectors = [read_vector(group[name], given, f"{place}/{name}") for name in ("data", "indices", "indptr")]
-    matrix = sparse_from_arrays(vectors[0], vectors[1], vectors[2], cells, genes, given, place)
+def _tenx_matrix(group: h5py.Group, given: str, entries: bool) -> RawMatrix:
+    place, (genes, cells) = str(group.name), tenx_shape(group, given)
+    if entries:
+        vectors = [
+            read_vector(group[name], given, f"{place}/{name}") for name in ("data", "indices", "indptr")
+        ]
+        matrix = sparse_from_arrays(vectors[0], vectors[1], vectors[2], cells, genes, given, place)
+    else:
+        matrix = sparse.csr_matrix((cells, genes), dtype=np.int32)
     return RawMatrix(
         X=matrix,
         cells=check_names(text(group["barcodes"], given), cells, "cells", given),

@@ -122,23 +122,35 @@ def read_market_in_parts(
     genes_first = tables.genes_first(shape, orientation)
     n_cells, n_genes = shape[::-1] if genes_first else shape
     for block in entries:
-        _spill(block, genes_first, block_cells, folder)
+        spill(block, genes_first, block_cells, folder)
     whole = tables.raw(sparse.csr_matrix((n_cells, n_genes), dtype=np.float64), genes_first)
-    kept = tables.types == GENE_EXPRESSION if "features_left_out" in whole.notes else slice(None)
-
-    def parts() -> Iterator[tuple[int, int, sparse.csr_matrix]]:
-        for start in range(0, n_cells, block_cells):
-            stop, path = min(start + block_cells, n_cells), folder / f"{start // block_cells}"
-            own = np.fromfile(path, _ENTRY) if path.exists() else np.empty(0, _ENTRY)
-            path.unlink(missing_ok=True)
-            places = (own["cell"] - start, own["gene"])
-            yield start, stop, sparse.csr_matrix((own["value"], places), (stop - start, n_genes))[:, kept]
-
-    return whole, parts()
+    kept = kept_features(whole, tables.types)
+    parts = spilled(folder, (n_cells, n_genes), block_cells)
+    return whole, ((start, stop, X[:, kept]) for start, stop, X in parts)
 
 
-def _spill(block: NDArray[np.float64], genes_first: bool, block_cells: int, folder: Path) -> None:
-    """Append each entry to the file of its part."""
+def kept_features(whole: RawMatrix, types: Names | None) -> NDArray[np.bool_] | slice:
+    """Which columns of the file :func:`keep_gene_expression` has left in its description."""
+    if types is None or "features_left_out" not in whole.notes:
+        return slice(None)
+    return np.asarray(types == GENE_EXPRESSION)
+
+
+def spilled(
+    folder: Path, shape: tuple[int, int], block_cells: int
+) -> Iterator[tuple[int, int, sparse.csr_matrix]]:
+    """Give first cell, cell after the last, and rows of each part that :func:`spill` wrote, and remove its file."""
+    n_cells, n_genes = shape
+    for start in range(0, n_cells, block_cells):
+        stop, path = min(start + block_cells, n_cells), folder / f"{start // block_cells}"
+        own = np.fromfile(path, _ENTRY) if path.exists() else np.empty(0, _ENTRY)
+        path.unlink(missing_ok=True)
+        places = (own["cell"] - start, own["gene"])
+        yield start, stop, sparse.csr_matrix((own["value"], places), (stop - start, n_genes))
+
+
+def spill(block: NDArray[np.float64], genes_first: bool, block_cells: int, folder: Path) -> None:
+    """Append each entry (row, column from 1, value) to the file of its part of the cells."""
     own = np.empty(len(block), _ENTRY)
     own["gene"], own["cell"] = (block[:, :2] if genes_first else block[:, 1::-1]).T - 1
     own["value"] = block[:, 2]

@@ -133,14 +133,7 @@ def dense_to_csr(array: Any, file: str, place: str) -> sparse.csr_matrix:
 
     Memory: one block of about `BLOCK_BYTES` beside the sparse result.
     """
-    if array.ndim != 2 or array.dtype.kind not in "iufb":
-        raise BadInput(
-            file,
-            place,
-            f"holds {array.dtype} of shape {array.shape}, not a matrix of numbers",
-            "Export it again",
-        )
-    rows, columns = array.shape
+    rows, columns = check_dense(array, file, place)
     height = max(1, BLOCK_BYTES // max(1, columns * array.dtype.itemsize))
     chunk = array.chunks[0] if array.chunks else 1
     height = max(chunk, height // chunk * chunk)
@@ -148,6 +141,30 @@ def dense_to_csr(array: Any, file: str, place: str) -> sparse.csr_matrix:
     if not blocks:
         return sparse.csr_matrix((rows, columns), dtype=array.dtype)
     return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
+
+
+def dense_cells(array: Any, start: int, stop: int, axis: int) -> sparse.csr_matrix:
+    """Read some cells of a dense array whose cells lie along ``axis``, as cells × genes, in blocks."""
+    height = max(1, BLOCK_BYTES // max(1, array.shape[1 - axis] * array.dtype.itemsize))
+    chunk = array.chunks[axis] if array.chunks else 1
+    height = max(chunk, height // chunk * chunk)
+    blocks = []
+    for first in range(start, stop, height):
+        cells = slice(first, min(first + height, stop))
+        blocks.append(sparse.csr_matrix(array[cells] if axis == 0 else array[:, cells].T))
+    return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
+
+
+def check_dense(array: Any, file: str, place: str) -> tuple[int, int]:
+    """Return the shape of a dense two-dimensional array of numbers; `BadInput` where it is none."""
+    if array.ndim != 2 or array.dtype.kind not in "iufb":
+        raise BadInput(
+            file,
+            place,
+            f"holds {array.dtype} of shape {array.shape}, not a matrix of numbers",
+            "Export it again",
+        )
+    return int(array.shape[0]), int(array.shape[1])
 
 
 def slices(length: int) -> Iterator[slice]:

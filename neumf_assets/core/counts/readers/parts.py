@@ -1,4 +1,4 @@
-"""AnnData and Matrix Market files that are too large for memory, read and stored some cells at a time."""
+"""Files that are too large for memory, read and stored some cells at a time: all formats but tables of text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,41 @@ from scipy import sparse
 from neumf_assets.core import memory
 from neumf_assets.core.counts.discover import Triple
 from neumf_assets.core.counts.readers.anndata_files import described, layout_of, shape_of
-from neumf_assets.core.counts.readers.market import promised_entries, read_market_in_parts
-from neumf_assets.core.counts.readers.matrix import RawMatrix, read_vector, sparse_from_arrays
+from neumf_assets.core.counts.readers.delimited import estimated_entries
+from neumf_assets.core.counts.readers.hdf5 import (
+    loom_place,
+    read_loom,
+    read_tenx_v2,
+    read_tenx_v3,
+    tenx_groups,
+    tenx_shape,
+    text,
+)
+from neumf_assets.core.counts.readers.market import (
+    kept_features,
+    promised_entries,
+    read_market_in_parts,
+    spill,
+    spilled,
+)
+from neumf_assets.core.counts.readers.matrix import (
+    RawMatrix,
+    check_dense,
+    dense_cells,
+    read_vector,
+    sparse_from_arrays,
+)
 from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import FILE, CountsWriter
 from neumf_assets.core.counts.validate import check_names_of, validated
 from neumf_assets.core.errors import BadInput
 
 BLOCK_CELLS = 8192
+LEAST_CELLS = 1024
+SORTED = "parts-"
+"""How folders of entries that are sorted into parts begin."""
+SORTED_ENTRIES = 1 << 20
+LOOKED_AT_CELLS = 64
 BYTES_PER_ENTRY = 40
 """Peak memory of reading for each non-zero: as in the file, as checked, and what is needed to check it."""
 
@@ -50,49 +77,128 @@ class Stored:
     provenance: dict[str, Any]
 
 
-def too_large(store: Any, given: str, settings: ReadSettings) -> bool:
-    """Tell whether an AnnData store is to be read in parts: rows of a sparse matrix that exceed the budget.
+Part = tuple[int, int, sparse.csr_matrix]
+"""First cell, cell after the last, and their rows."""
 
-    Other layouts, fractions and parts drawn by chance need the whole matrix.
+
+@dataclass(frozen=True)
+class Parted:
+    """A matrix that can be read some cells at a time.
+
+    Attributes
+    ----------
+    whole
+        The matrix as read, but for its entries.
+    entries
+        Their number; of a dense matrix an estimate.
+    parts
+        Gives parts of some cells each, and may use a folder meanwhile.
     """
-    if _needs_all(settings):
-        return False
-    place, _ = described(store, given, settings.layer)[:2]
-    if layout_of(store[place]) != "csr":
-        return False
-    return _exceeds(int(store[place]["data"].shape[0]), given)
+
+    whole: RawMatrix
+    entries: int
+    parts: Callable[[int, Path], Iterable[Part]]
+
+    @property
+    def block_cells(self) -> int:
+        """Cells of a part: no more than fit into the memory budget."""
+        each = BYTES_PER_ENTRY * self.entries / max(1, len(self.whole.cells))
+        return min(BLOCK_CELLS, max(LEAST_CELLS, int(memory.budget() / max(1.0, each))))
+
+
+def anndata_parted(store: Any, given: str, layer: str | None, format_name: str) -> Parted | None:
+    """Give the matrix of an AnnData store (an open h5py file or Zarr group); None for a layout that is not known."""
+    place, whole = described(store, given, layer, format_name=format_name)
+    element = store[place]
+    layout = layout_of(element)
+    if layout == "dense":
+        return _dense(whole, element, given, place, 0)
+    if layout not in ("csr", "csc"):
+        return None
+    shape = shape_of(element, given, place)
+    if shape != (len(whole.cells), len(whole.genes)):
+        return None  # reading at once tells what is wrong
+    if layout == "csr":
+        return Parted(whole, _entries(element), lambda block, _: _rows(element, shape, block, given, place))
+    return Parted(
+        whole,
+        _entries(element),
+        lambda block, folder: _sorted_columns(element, shape, block, folder, given, place),
+    )
+
+
+def tenx_parted(file: Any, given: str) -> Parted:
+    """Give the matrix of an open 10x HDF5 file."""
+    groups = tenx_groups(file)
+    read = read_tenx_v3 if str(groups[0].name) == "/matrix" else read_tenx_v2
+    whole = read(file, given, entries=False)
+    types = groups[0].get("features/feature_type")
+    kept = kept_features(whole, None if types is None else text(types, given))
+
+    def parts(block_cells: int, folder: Path) -> Iterator[Part]:
+        streams = [
+            _rows(group, tenx_shape(group, given)[::-1], block_cells, given, str(group.name))
+            for group in groups
+        ]
+        for found in zip(*streams, strict=True):
+            start, stop, first = found[0]
+            X = sparse.hstack([own for _, _, own in found], format="csr") if len(found) > 1 else first
+            yield start, stop, X[:, kept]
+
+    return Parted(whole, sum(map(_entries, groups)), parts)
+
+
+def loom_parted(file: Any, given: str, layer: str | None) -> Parted | None:
+    """Give the matrix of an open loom file."""
+    place = loom_place(layer)
+    whole = read_loom(file, given, layer, entries=False)
+    return _dense(whole, file[place], given, place, 1)
+
+
+def too_large(parted: Parted, given: str, settings: ReadSettings) -> bool:
+    """Tell whether a matrix is to be read in parts because it exceeds the memory budget."""
+    return _exceeds(parted.entries, parted.block_cells, given, settings)
 
 
 def market_too_large(root: Path, triple: Triple, given: str, settings: ReadSettings) -> bool:
     """Tell whether a Matrix Market file is to be read in parts, as :func:`too_large`."""
-    return not _needs_all(settings) and _exceeds(promised_entries(root, triple, given), given)
+    return _exceeds(promised_entries(root, triple, given), BLOCK_CELLS, given, settings)
 
 
-def _needs_all(settings: ReadSettings) -> bool:
-    return bool(settings.allow_normalised or settings.max_cells or settings.max_genes)
-
-
-def _exceeds(entries: int, given: str) -> bool:
-    return memory.exceeds(
-        BYTES_PER_ENTRY * entries, f"Reading {given} at once", f"{BLOCK_CELLS} cells are read at a time"
+def warn_of_text(path: Path, given: str) -> None:
+    """Warn where a table of text will exceed the memory budget: it is read at once."""
+    memory.warn_if_exceeds(
+        BYTES_PER_ENTRY * estimated_entries(path, given),
+        f"Reading {given}",
+        "Convert it to h5ad or Matrix Market, which are read in parts.",
     )
 
 
+def _exceeds(entries: int, block_cells: int, given: str, settings: ReadSettings) -> bool:
+    """Decide by the budget; fractions and parts drawn by chance need the whole matrix."""
+    needed, what = BYTES_PER_ENTRY * entries, f"Reading {given} at once"
+    at_once = [name for name in ("allow_normalised", "max_cells", "max_genes") if getattr(settings, name)]
+    if at_once:
+        memory.warn_if_exceeds(
+            needed, what, f"Without read.{' and read.'.join(at_once)} it is read in parts."
+        )
+        return False
+    return memory.exceeds(needed, what, f"{block_cells} cells are read at a time")
+
+
 def store_in_parts(
-    store: Any, given: str, settings: ReadSettings, format_name: str, folder: Path, finish: Finish
+    parted: Parted, given: str, settings: ReadSettings, folder: Path, finish: Finish
 ) -> Stored:
-    """Check and store the matrix of an AnnData file block by block; the result is that of reading it at once.
+    """Check and store a matrix block by block; the result is that of reading it at once.
 
     Parameters
     ----------
-    store
-        An open h5py file or Zarr group.
+    parted
+        The matrix.
     given
         Path or URL for messages.
     settings
-        ``layer`` is used.
-    format_name
-        For the provenance.
+        As for reading at once.
     folder
         Where ``counts.h5ad`` is written.
     finish
@@ -103,22 +209,62 @@ def store_in_parts(
     BadInput
         As reading at once.
     """
-    place, whole = described(store, given, settings.layer, format_name=format_name)
-    element = store[place]
-    cells, genes = shape_of(element, given, place)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=SORTED, dir=folder) as scratch:
+        parts = parted.parts(parted.block_cells, Path(scratch))
+        return _stored(parted.whole, parts, given, settings, folder, finish)
+
+
+def _entries(element: Any) -> int:
+    return int(element["data"].shape[0])
+
+
+def _rows(element: Any, shape: tuple[int, int], block_cells: int, given: str, place: str) -> Iterator[Part]:
+    """Read compressed rows."""
+    cells, genes = shape
     indptr = read_vector(element["indptr"], given, f"{place}/indptr").astype(np.int64)
     _check_pointers(indptr, cells, element, given, place)
+    for start in range(0, cells, block_cells):
+        stop = min(start + block_cells, cells)
+        entries = slice(int(indptr[start]), int(indptr[stop]))
+        data, indices = (np.asarray(element[name][entries]) for name in ("data", "indices"))
+        pointers = indptr[start : stop + 1] - indptr[start]
+        yield start, stop, sparse_from_arrays(data, indices, pointers, stop - start, genes, given, place)
 
-    def parts() -> Iterator[tuple[int, int, sparse.csr_matrix]]:
-        for start in range(0, cells, BLOCK_CELLS):
-            stop = min(start + BLOCK_CELLS, cells)
-            entries = slice(int(indptr[start]), int(indptr[stop]))
-            data, indices = (np.asarray(element[name][entries]) for name in ("data", "indices"))
-            pointers = indptr[start : stop + 1] - indptr[start]
-            X = sparse_from_arrays(data, indices, pointers, stop - start, genes, given, place)
-            yield start, stop, X
 
-    return _stored(whole, parts(), given, settings, folder, finish)
+def _sorted_columns(
+    element: Any, shape: tuple[int, int], block_cells: int, folder: Path, given: str, place: str
+) -> Iterator[Part]:
+    """Read compressed columns, whose entries are first sorted into files of some cells each."""
+    cells, genes = shape
+    indptr = read_vector(element["indptr"], given, f"{place}/indptr").astype(np.int64)
+    _check_pointers(indptr, genes, element, given, place)
+    for first in range(0, int(indptr[-1]), SORTED_ENTRIES):
+        own = slice(first, min(first + SORTED_ENTRIES, int(indptr[-1])))
+        of_cells = np.asarray(element["indices"][own])
+        if of_cells.min() < 0 or of_cells.max() >= cells:
+            problem = f"an index of the sparse matrix lies outside 0 to {cells - 1}"
+            raise BadInput(given, place, problem, "The file is damaged: export it again")
+        of_genes = np.searchsorted(indptr, np.arange(own.start, own.stop), side="right") - 1
+        spill(np.column_stack([of_genes + 1, of_cells + 1, element["data"][own]]), True, block_cells, folder)
+    yield from spilled(folder, shape, block_cells)
+
+
+def _dense(whole: RawMatrix, array: Any, given: str, place: str, axis: int) -> Parted | None:
+    """Read a dense array whose cells lie along ``axis``."""
+    shape = check_dense(array, given, place)
+    cells, genes = shape[axis], shape[1 - axis]
+    if (cells, genes) != (len(whole.cells), len(whole.genes)):
+        return None  # reading at once tells what is wrong
+
+    def parts(block_cells: int, folder: Path) -> Iterator[Part]:
+        for start in range(0, cells, block_cells):
+            stop = min(start + block_cells, cells)
+            yield start, stop, dense_cells(array, start, stop, axis)
+
+    looked_at = min(cells, LOOKED_AT_CELLS)
+    share = dense_cells(array, 0, looked_at, axis).nnz / max(1, looked_at * genes)
+    return Parted(whole, round(share * cells * genes), parts)
 
 
 def store_market_in_parts(
@@ -129,7 +275,7 @@ def store_market_in_parts(
     The entries, which may come in any order, are first sorted into files of some cells each in ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="market-", dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SORTED, dir=folder) as scratch:
         whole, parts = read_market_in_parts(
             root, triple, given, settings.orientation, BLOCK_CELLS, Path(scratch)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -20,13 +22,19 @@ from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, re
 from neumf_assets.core.counts.readers.market import read_market
 from neumf_assets.core.counts.readers.matrix import RawMatrix
 from neumf_assets.core.counts.readers.parts import (
+    SORTED,
+    Parted,
     Stored,
+    anndata_parted,
+    loom_parted,
     market_too_large,
     store_in_parts,
     store_market_in_parts,
+    tenx_parted,
     too_large,
+    warn_of_text,
 )
-from neumf_assets.core.counts.readers.source import Source, fetched
+from neumf_assets.core.counts.readers.source import FETCHED, Source, fetched
 from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.validate import HINT, validated
@@ -98,7 +106,8 @@ def store_counts(
     source, settings, name, labels
         As :func:`read_counts`.
     folder
-        Where :func:`~neumf_assets.core.counts.store.load_counts` finds them.
+        Where :func:`~neumf_assets.core.counts.store.load_counts` finds them. Meanwhile it takes what is fetched,
+        and what is sorted into parts; what a killed process left of these is removed.
 
     Raises
     ------
@@ -107,7 +116,9 @@ def store_counts(
     """
     settings = settings or ReadSettings()
     begin = time.perf_counter()
-    with fetched(source, name, labels, settings.sha256) as files:
+    for left in [*folder.glob(f"{FETCHED}*"), *folder.glob(f"{SORTED}*")]:
+        shutil.rmtree(left, ignore_errors=True)
+    with fetched(source, name, labels, settings.sha256, folder) as files:
         table = read_labels(files.labels, files.labels_given) if files.labels else None
 
         def finish(raw: RawMatrix) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -117,9 +128,9 @@ def store_counts(
 
         if files.triple and market_too_large(files.path, files.triple, files.given, settings):
             return store_market_in_parts(files.path, files.triple, files.given, settings, folder, finish)
-        with _parted(files, settings) as (store, format_name):
-            if store is not None:
-                return store_in_parts(store, files.given, settings, format_name, folder, finish)
+        with _parted(files, settings) as parted:
+            if parted is not None:
+                return store_in_parts(parted, files.given, settings, folder, finish)
         adata = _limited(_whole(files, settings, table), settings)
     adata.uns["provenance"]["read_seconds"] = time.perf_counter() - begin
     save_counts(adata, folder)
@@ -127,18 +138,27 @@ def store_counts(
 
 
 @contextmanager
-def _parted(files: Source, settings: ReadSettings) -> Iterator[tuple[Any, str]]:
-    """Open an AnnData store that has to be read in parts; None for everything else."""
+def _parted(files: Source, settings: ReadSettings) -> Iterator[Parted | None]:
+    """Open a file that has to be read in parts; None for everything else."""
+    found: Parted | None = None
     with ExitStack() as stack:
-        store, name = None, ""
         if files.triple is None and files.path.is_dir():
-            store, name = stack.enter_context(opened_zarr(files.path, files.given)), "AnnData-Zarr"
+            store = stack.enter_context(opened_zarr(files.path, files.given))
+            found = anndata_parted(store, files.given, settings.layer, "AnnData-Zarr")
         elif files.triple is None and _is_hdf5(files.path):
-            file = stack.enter_context(opened(files.path, files.given))
-            store, name = (file, "h5ad") if kind_of(file) == "h5ad" else (None, "")
-        if store is not None and not too_large(store, files.given, settings):
-            store = None
-        yield store, name
+            found = _parted_hdf5(stack.enter_context(opened(files.path, files.given)), files, settings)
+        elif files.triple is None:
+            warn_of_text(files.path, files.given)
+        yield found if found is not None and too_large(found, files.given, settings) else None
+
+
+def _parted_hdf5(file: h5py.File, files: Source, settings: ReadSettings) -> Parted | None:
+    kind = kind_of(file)
+    if kind == "h5ad":
+        return anndata_parted(file, files.given, settings.layer, kind)
+    if kind == "loom":
+        return loom_parted(file, files.given, settings.layer)
+    return tenx_parted(file, files.given) if kind else None
 
 
 def _whole(files: Source, settings: ReadSettings, table: pl.DataFrame | None) -> ad.AnnData:

@@ -21,6 +21,8 @@ from neumf_assets.core.counts.discover import (
 )
 from neumf_assets.core.errors import BadInput
 
+FETCHED = "neumf-"
+"""How folders of fetched files begin."""
 _ZARR_MARKS = frozenset({".zgroup", "zarr.json", ".zattrs", ".zmetadata"})
 
 
@@ -58,9 +60,16 @@ class Source:
 
 @contextmanager
 def fetched(
-    source: str | Path, name: str | None, labels: str | Path | None, expected: dict[str, str]
+    source: str | Path,
+    name: str | None,
+    labels: str | Path | None,
+    expected: dict[str, str],
+    folder: Path | None = None,
 ) -> Iterator[Source]:
     """Make a dataset's files available on the local disk and verify their digest.
+
+    What is fetched lies in ``folder`` meanwhile; by default in the system's folder for temporary files, which on
+    some machines is in memory.
 
     Raises
     ------
@@ -68,7 +77,9 @@ def fetched(
         When something is missing, empty or unreachable, or the digest is not the expected one.
     """
     name = check_name(name, source) if name is not None else dataset_name(source)
-    with tempfile.TemporaryDirectory(prefix="neumf-") as scratch:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=FETCHED, dir=folder) as scratch:
         path, below = _localise(source, Path(scratch) / "counts")
         files, triple = _files(path, below, str(source))
         digests = {file: _digest(path / file if file else path, str(source)) for file in files}
