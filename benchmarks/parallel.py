@@ -1,25 +1,33 @@
-"""Two worker processes against one, one thread each: speed, and what they send in a step.
+"""Two workers against one, one thread each, as processes and on Ray: speed, and what they send in a step.
 
 Speed is that of the quickest epoch, so that what else the machine does counts little. Each worker is a process of
-its own, the one alone too.
+its own, the one alone too. On Ray they are Ray Train's, on a cluster of two nodes with one processor each, all on
+this machine.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from benchmarks import harness
-from neumf_assets.core.neumf.parallel import LocalProcesses, ParallelTraining
+from neumf_assets.core.neumf.parallel import Launch, LocalProcesses, ParallelTraining
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import fit
 
 KINDS = ("gmf", "neumf")
 
 
-def train_by(workers: int, cells: int, genes: int, kind: str, epochs: int) -> tuple[float, ParallelTraining]:
-    """Train on simulated counts; return pairs per second of the quickest epoch, and the training."""
+def train_by(
+    workers: int, cells: int, genes: int, kind: str, epochs: int, launch: Launch | None = None
+) -> tuple[float, ParallelTraining]:
+    """Train on simulated counts; return pairs per second of the quickest epoch, and the training.
+
+    ``launch`` says where workers run; by default as processes of this machine.
+    """
     settings = NeuMFSettings(
         kind=kind,
         n_genes=None,
@@ -29,7 +37,7 @@ def train_by(workers: int, cells: int, genes: int, kind: str, epochs: int) -> tu
         block_cells=256,
         threads=1,
     )
-    training = ParallelTraining(workers, LocalProcesses(restarts=0, threads=1))
+    training = ParallelTraining(workers, launch or LocalProcesses(restarts=0, threads=1))
     model = fit(
         harness.simulated_counts(cells, genes),
         settings,
@@ -40,28 +48,45 @@ def train_by(workers: int, cells: int, genes: int, kind: str, epochs: int) -> tu
     return max(float(row["pairs_per_second"]) for row in model.history), training
 
 
+def launches() -> Iterator[tuple[str, Launch]]:
+    """Yield the ways to run workers; on Ray where it is installed."""
+    yield "processes", LocalProcesses(restarts=0, threads=1)
+    if importlib.util.find_spec("ray"):
+        from neumf_assets.ray_training import RayWorkers
+        from neumf_assets_tests.ray_cluster import two_nodes
+
+        with two_nodes():
+            yield "Ray, two nodes", RayWorkers(restarts=0)
+
+
 def main(quick: bool = False) -> dict[str, Any]:
     genes, epochs = (400, 3) if quick else (2000, 5)
     rows = []
-    for kind in KINDS:
-        for cells in (1000, 4000) if quick else (4000, 16_000):
-            one, _ = train_by(1, cells, genes, kind, epochs)
-            two, training = train_by(2, cells, genes, kind, epochs)
-            row = {
-                "kind": kind,
-                "cells": cells,
-                "genes": genes,
-                "one_pairs_per_second": harness.significant(one),
-                "two_pairs_per_second": harness.significant(two),
-                "speed_up": harness.significant(two / one, 3),
-                "summed_bytes_per_step": training.traffic.bytes_per_step,
-            }
-            harness.say(row)
-            rows.append(row)
+    for where, launch in launches():
+        for kind in KINDS:
+            for cells in (1000, 4000) if quick else (4000, 16_000):
+                one, _ = train_by(1, cells, genes, kind, epochs, launch)
+                two, training = train_by(2, cells, genes, kind, epochs, launch)
+                row = {
+                    "workers": where,
+                    "kind": kind,
+                    "cells": cells,
+                    "genes": genes,
+                    "one_pairs_per_second": harness.significant(one),
+                    "two_pairs_per_second": harness.significant(two),
+                    "speed_up": harness.significant(two / one, 3),
+                    "summed_bytes_per_step": training.traffic.bytes_per_step,
+                }
+                harness.say(row)
+                rows.append(row)
+    ratios = {
+        f"speed-up, {row['workers']}, {row['kind']}, {row['cells']} cells": row["speed_up"] for row in rows
+    }
     return {
         "title": "data-parallel training, two workers against one, one thread each (simulated counts)",
         "rows": rows,
-        "ratios": {f"speed-up, {row['kind']}, {row['cells']} cells": row["speed_up"] for row in rows},
+        "ratios": ratios,
+        "skipped": {} if importlib.util.find_spec("ray") else {"Ray": "not installed"},
         "notes": [
             "Bytes per step are those of the tensors that are summed; each of n workers sends 2 (n - 1) / n "
             "times as many."

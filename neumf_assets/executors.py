@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -39,7 +39,7 @@ def executor() -> dg.ExecutorDefinition:
     many, steps that do not wait for each other run side by side, and memory is given back after each. On Ray,
     each step is a job of the cluster at ``RAY_API_SERVER_ADDRESS`` (its dashboard's address), with the
     processors, GPU and memory that it asks for; ``NEUMF_HOME`` must be the same folder on every node. On
-    Kubernetes, likewise, each step is a pod.
+    Kubernetes, likewise, each step is a pod of the cluster that the run launcher knows.
 
     Raises
     ------
@@ -89,6 +89,13 @@ def _alive(base: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
         assert base.executor_creation_fn is not None
         return AliveExecutor(base.executor_creation_fn(context))
 
+    return _created_by(create, base)
+
+
+def _created_by(
+    create: Callable[[dg.InitExecutorContext], dg.Executor], base: dg.ExecutorDefinition
+) -> dg.ExecutorDefinition:
+    """The executor of a definition, created in another way."""
     return dg.ExecutorDefinition(
         name=base.name,
         config_schema=base.config_schema.as_field(),
@@ -130,12 +137,38 @@ def _on_ray() -> dg.ExecutorDefinition:
 
 
 def _on_kubernetes() -> dg.ExecutorDefinition:
-    """Steps as pods, with the image and the variables of the run's own pod."""
+    """Steps as pods, with the image and the variables of the run's own pod.
+
+    The run holds no lock: Kubernetes knows whether its pod lives, and a lock that the volume keeps to one node
+    would make it look dead from every other.
+    """
     try:
-        from dagster_k8s import k8s_job_executor
+        from dagster_k8s import K8sRunLauncher, k8s_job_executor
     except ImportError as error:
         raise _missing("kubernetes", error) from None
-    return _alive(k8s_job_executor)
+
+    def create(context: dg.InitExecutorContext) -> dg.Executor:
+        launcher = context.instance.run_launcher
+        if not isinstance(launcher, K8sRunLauncher):
+            raise BadSettings(
+                f"NEUMF_EXECUTOR is 'kubernetes', but runs are started by {type(launcher).__name__}, which knows "
+                "neither cluster nor image. In dagster.yaml set run_launcher to {module: dagster_k8s, class: "
+                "K8sRunLauncher, config: ...}, or set NEUMF_EXECUTOR to multiprocess."
+            )
+        config = {**_inside_cluster(context.executor_config), **context.executor_config}
+        assert k8s_job_executor.executor_creation_fn is not None
+        return k8s_job_executor.executor_creation_fn(context._replace(executor_config=config))
+
+    return _created_by(create, k8s_job_executor)
+
+
+def _inside_cluster(config: Mapping[str, object]) -> dict[str, object]:
+    """In a pod, the cluster is found by the pod's account: the launcher's kubeconfig may lie outside."""
+    if "KUBERNETES_SERVICE_HOST" not in os.environ or {"load_incluster_config", "kubeconfig_file"} & set(
+        config
+    ):
+        return {}
+    return {"load_incluster_config": True, "kubeconfig_file": None}
 
 
 def _missing(name: str, error: ImportError) -> BadSettings:

@@ -1,6 +1,6 @@
 """The IO manager: publishes products atomically and hands on handles, never data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,18 @@ from neumf_assets.reuse import Unchanged
 
 @dataclass
 class Delivery:
-    """A product with what its manifest will say."""
+    """A product with what its manifest will say.
+
+    Parameters
+    ----------
+    give_up
+        Frees what is held for it (the device), when it cannot be stored: its maker waits at a ``yield``, and is
+        told of a failure only when Python collects it, which may be much later.
+    """
 
     product: Product
     draft: Draft
+    give_up: Callable[[], None]
 
 
 class ArtifactIOManager(dg.ConfigurableIOManager):
@@ -37,6 +45,13 @@ class ArtifactIOManager(dg.ConfigurableIOManager):
         """Publish the product as the current version, or leave the version there is."""
         if isinstance(obj, Unchanged):
             return
+        try:
+            self._publish(context, obj)
+        except BaseException:
+            obj.give_up()
+            raise
+
+    def _publish(self, context: dg.OutputContext, obj: Delivery) -> None:
         partition = context.asset_partition_key if context.has_asset_partitions else None
         figures: dict[str, Any] = dict(obj.draft.figures)
 

@@ -2,8 +2,9 @@
 
 A process that executes a run holds a lock in ``$NEUMF_HOME/locks/runs``. The operating system frees the lock
 when the process dies, whether by a kill, for want of memory, or with the machine. A run that is "in progress"
-with a free lock is therefore dead, and nobody else would ever say so. Where steps have processes of their own,
-these end with the one that executes their run, so that none computes on for nobody and keeps a GPU.
+with a free lock is therefore dead, and nobody else would ever say so. On Kubernetes there is no such lock:
+Kubernetes tells whether the pod of a run lives. Where steps have processes of their own, these end with the one
+that executes their run, or with the run itself, so that none computes on for nobody and keeps a GPU.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import dagster as dg
 
 from neumf_assets.file_lock import FileLock, is_dead, sign_of_life
 from neumf_assets.home import Home
 
+STEP_VARIABLE = "DAGSTER_RUN_STEP_KEY"  # set where a step has a pod or a job of a cluster for itself
+LOOK_SECONDS = 10.0
+KILLED = 137  # what a process that SIGKILL ends leaves as its status
 IN_PROGRESS = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 
 
@@ -30,20 +34,42 @@ def alive(home: Home, run_id: str) -> Iterator[None]:
         yield
 
 
-def end_with_run(home: Home, run_id: str) -> None:
-    """Where this is a step's own process: end it as soon as the one that executes its run dies.
+def end_with_run(home: Home, instance: dg.DagsterInstance, run_id: str) -> None:
+    """Where this is a step's own process: end it as soon as nobody waits for its result any more.
 
-    Nobody waits for its result then, and the run will be started once more.
+    On the machine of its run, that is when the process that executes the run dies; elsewhere, when the run has
+    ended or is to end. The run may be started once more, and would find its step at work already.
     """
+    if os.environ.get(STEP_VARIABLE):
+        _once_over(lambda: _wait_for_end(instance, run_id))
+        return
     parent = multiprocessing.parent_process()
     if parent is None or FileLock(home.run_locks / run_id).holder().get("pid") != parent.pid:
         return
 
+    _once_over(parent.join)
+
+
+def _once_over(wait: Callable[[], object]) -> None:
+    """End this process when the waiting is over."""
+
     def end() -> None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)  # at once: computing in C, it would not hear a politer one
+        wait()
+        os._exit(KILLED)  # at once: computing in C, it hears no signal; nor does a container's first process
 
     threading.Thread(target=end, name="ends-with-run", daemon=True).start()
+
+
+def _wait_for_end(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Return when the run is cancelled, failed, succeeded or deleted."""
+    while True:
+        time.sleep(LOOK_SECONDS)
+        try:
+            run = instance.get_run_by_id(run_id)
+        except Exception:  # whatever the database says while it is away: it may answer at the next look
+            continue
+        if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
+            return
 
 
 def process_is_gone(home: Home, run_id: str) -> bool:

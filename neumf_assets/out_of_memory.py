@@ -77,15 +77,14 @@ def with_half_blocks(declared: Stage, step: Step) -> tuple[StudySettings, dict[s
 
 
 def _block_cells(settings: NeuMFSettings, step: Step) -> int:
-    from neumf_assets.core.neumf.batches import automatic_block_cells
+    from neumf_assets.core.neumf.batches import largest_block
 
-    cells = _cells(step.inputs.get("counts"))
-    return settings.block_cells or automatic_block_cells(cells, step.device)
-
-
-def _cells(counts: Artifact | Mapping[str, Artifact] | None) -> int:
+    counts = step.inputs.get("counts")
     artifacts = [counts] if isinstance(counts, Artifact) else list((counts or {}).values())
-    return sum(int(artifact.manifest.figures.get("cells", 0)) for artifact in artifacts)
+    figures = [artifact.manifest.figures for artifact in artifacts]
+    cells = sum(int(of_one.get("cells", 0)) for of_one in figures)
+    genes = min([int(of_one.get("genes", 1)) for of_one in figures], default=1)
+    return largest_block(settings, cells, min(genes, settings.n_genes or genes), step.device)[0]
 
 
 def _mend(declared: Stage, step: Step, blocks: Mapping[str, int]) -> str:

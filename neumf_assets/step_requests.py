@@ -36,7 +36,9 @@ def request_tags(study: StudySettings, declared: Stage) -> dict[str, Any]:
     amounts = {"cpu": f"{round(request.cpus * 1000)}m", "memory": f"{request.memory_mib}Mi"}
     limits = {"memory": amounts["memory"], **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     container = {"resources": {"requests": amounts, "limits": limits}}
-    return {RAY_TAG: ray, KUBERNETES_TAG: {"container_config": container}}
+    # Shallow: a limit on the code server's processors, say, is no limit on those of a step.
+    kubernetes = {"container_config": container, "merge_behavior": "SHALLOW"}
+    return {RAY_TAG: ray, KUBERNETES_TAG: kubernetes}
 
 
 def memory_of(study: StudySettings, declared: Stage) -> AbstractContextManager[None]:

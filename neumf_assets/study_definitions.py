@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -118,7 +119,7 @@ def asset_of(
 def _compute(
     study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
 ) -> Iterator[Any]:
-    end_with_run(Home.from_environment(), context.run.run_id)
+    end_with_run(Home.from_environment(), context.instance, context.run.run_id)
     given = {name: inputs.get(_input_name(name)) for name in declared.inputs}
     stored = {
         n: _stored(study, declared, context, n) if found is None else found for n, found in given.items()
@@ -135,14 +136,14 @@ def _compute(
         yield from check_results(declared, study, kept_outcomes(step.replaced))
         return
     # The device is held while the output is stored too: a dense matrix is computed as it is written.
-    turn = device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}")
     said: list[str] = []
-    with (
-        heard(context.log.log),
-        heard(lambda _, text: said.append(text)),
-        memory_of(step.study, declared),
-        turn,
-    ):
+    with ExitStack() as held:
+        held.enter_context(heard(context.log.log))
+        held.enter_context(heard(lambda _, text: said.append(text)))
+        held.enter_context(memory_of(step.study, declared))
+        held.enter_context(
+            device_turn(step.device, context.log, f"{declared.path} of run {context.run.run_id}")
+        )
         with measured() as cost:
             product = _failing_plainly(lambda: _product(study, declared, step, context))
         found, origin = outcomes(declared, step, product), provenance(declared, step, named, product)
@@ -154,7 +155,7 @@ def _compute(
             extra["notes"] = said
         draft = _draft(step.study, declared, fingerprints, product, cost, extra)
         yield dg.Output(
-            Delivery(product, draft),
+            Delivery(product, draft, give_up=held.close),
             metadata={
                 **materialisation_metadata(declared, product, step),
                 **notes_metadata(said),

@@ -60,6 +60,25 @@ def stubbed(
     monkeypatch.setenv("NEUMF_DEVICE", "cpu")
 
 
+def hold(declared: Stage, step: Step) -> None:
+    """Wait in the asset that a file called ``hold`` in NEUMF_HOME names, for as long as the file is there.
+
+    Another file, ``held``, says that it waits. An empty one stands for ``liger/cell_embedding``, which holds no
+    device that a dataset would have to wait for.
+    """
+    asked = Path(os.environ["NEUMF_HOME"]) / "hold"
+    while declared.path == _waiting(asked):
+        asked.with_name("held").touch()
+        time.sleep(0.2)
+
+
+def _waiting(asked: Path) -> str | None:
+    try:
+        return asked.read_text() or "liger/cell_embedding"
+    except FileNotFoundError:
+        return None
+
+
 def _after(
     during: Callable[[Stage, Step], None], declared: Stage, then: Callable[[Step], Product]
 ) -> Callable[[Step], Product]:

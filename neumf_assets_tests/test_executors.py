@@ -181,6 +181,47 @@ def test_no_step_outlives_the_process_that_executes_its_run(home: Path, tmp_path
             os.kill(int(lock.holder()["pid"]), signal.SIGKILL)
 
 
+ELSEWHERE = """
+import sys, time
+import dagster as dg
+from neumf_assets import orphans
+from neumf_assets.home import Home
+orphans.LOOK_SECONDS = 0.1
+home = Home.from_environment()
+with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+    orphans.end_with_run(home, instance, sys.argv[1])
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("cancelling", [False, True])
+def test_a_step_on_another_machine_ends_with_its_run(home: Path, cancelling: bool) -> None:
+    folders = Home.from_environment()
+    folders.prepare()
+    with dg.DagsterInstance.from_config(str(folders.dagster)) as instance:
+        run = _started(instance)
+        step = subprocess.Popen(
+            [sys.executable, "-c", ELSEWHERE, run.run_id],
+            env={**os.environ, "DAGSTER_RUN_STEP_KEY": "step"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert step.stdout is not None
+            assert step.stdout.readline() == "at work\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                step.wait(0.5)
+            if cancelling:
+                instance.report_run_canceling(run)
+            else:
+                instance.report_run_failed(run, "its pod was lost")
+            assert step.wait(30) == 137
+        finally:
+            step.kill()
+            step.wait()
+
+
 def test_nothing_preloaded_breaks_in_a_fork() -> None:
     """Polars starts threads that a fork loses, so that its first use in a step would never end."""
     program = (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from neumf_assets.assets.model import dense_counts, neumf_model
 from neumf_assets.assets.stage import Product, Step, stage
 from neumf_assets.core.errors import NeumfError
-from neumf_assets.core.neumf.batches import automatic_block_cells
+from neumf_assets.core.neumf.batches import Plan
 from neumf_assets.core.store import Draft, Store
 from neumf_assets.out_of_memory import computed, is_out_of_memory, with_half_blocks
 from neumf_assets.settings import StudySettings
@@ -22,8 +24,8 @@ class OutOfMemoryError(RuntimeError):
     """What torch calls it."""
 
 
-def _step(tmp_path: Path, cells: int = 6000, **settings: object) -> Step:
-    draft = Draft(fingerprint="x", figures={"cells": cells})
+def _step(tmp_path: Path, cells: int = 6000, genes: int = 2000, **settings: object) -> Step:
+    draft = Draft(fingerprint="x", figures={"cells": cells, "genes": genes})
     artifact = Store(tmp_path).publish(("s", "counts", "d"), lambda folder: None, draft)
     study = StudySettings.model_validate({"name": "s", **settings})
     return Step(study=study, inputs={"counts": artifact}, dataset="d", device="cpu")
@@ -53,10 +55,27 @@ def test_half_the_block_is_tried_and_told(
     assert "model.block_cells = 50" in caplog.text
 
 
-def test_the_automatic_block_is_halved_too(tmp_path: Path) -> None:
-    step = _step(tmp_path)
-    _, sizes = with_half_blocks(neumf_model, step)
-    assert sizes == {"model.block_cells": automatic_block_cells(6000, "cpu") // 2}
+@pytest.mark.parametrize(
+    ("genes", "settings", "half"),
+    [
+        (2000, {}, 32),
+        (20_000, {"n_genes": None}, 13),  # 2**19 pairs are 26 cells
+        (20_000, {"n_genes": 10_000}, 26),
+        (20_000, {"n_genes": None, "block_genes": 2000}, 32),
+    ],
+    ids=str,
+)
+def test_the_automatic_block_is_halved_too(
+    tmp_path: Path, genes: int, settings: dict[str, object], half: int
+) -> None:
+    step = _step(tmp_path, genes=genes, model=settings)
+    trained = min(genes, step.study.model.n_genes or genes)
+    used = Plan.of(np.zeros(6000, np.intp), trained, step.study.model, torch.device("cpu")).block_cells
+    assert (
+        with_half_blocks(neumf_model, step)[1]
+        == {"model.block_cells": half}
+        == {"model.block_cells": used // 2}
+    )
 
 
 def test_a_second_time_is_an_error_with_the_mend(tmp_path: Path) -> None:
@@ -86,8 +105,6 @@ def test_the_declared_settings_are_not_changed(tmp_path: Path) -> None:
 
 
 def test_torch_errors_are_recognised() -> None:
-    import torch
-
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
     assert not is_out_of_memory(RuntimeError("size mismatch"))

@@ -17,6 +17,7 @@ from neumf_assets.core.neumf.parallel import LocalProcesses, ParallelTraining
 from neumf_assets.ray_training import RayWorkers, training_of
 from neumf_assets_tests.conftest import need
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
+from neumf_assets_tests.ray_cluster import two_nodes
 
 pytestmark = pytest.mark.e2e
 
@@ -25,24 +26,8 @@ pytestmark = pytest.mark.e2e
 def cluster() -> Iterator[Any]:
     """A Ray cluster of two nodes with one processor each."""
     need(importlib.util.find_spec("ray"), "ray")
-    before = dict(os.environ)
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # every socket on loopback
-    import ray
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
-    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    try:
-        made.add_node(**node)
-        made.wait_for_nodes()
-        ray.init(made.address, log_to_driver=False, configure_logging=False)
-        yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
+    with two_nodes() as cluster:
+        yield cluster
 
 
 def workers_by_node(cluster: Any) -> list[list[int]]:

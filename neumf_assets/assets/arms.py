@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neumf_assets.assets.inputs import read_table, scaled_counts, stored_counts
+from neumf_assets.assets.inputs import read_cell_columns, scaled_counts, stored_counts
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 from neumf_assets.settings import Arm
 
@@ -106,7 +106,7 @@ def _umap(arm: Arm) -> Stage:
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
         coordinates = _coordinates(step, cells)
-        clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
+        clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
         picture = umap_panels(map_of(step, cells, coordinates, clusters), title=arm_title(arm))
         return Product(
             lambda folder: _save_map(folder, cells, coordinates, picture),
@@ -141,7 +141,7 @@ def _metrics(arm: Arm) -> Stage:
         column = label_column(cells.cells, step.study.label_column)
         scores = score_embedding(
             cells.embedding,
-            read_table(step.one(f"{arm}/clusters"), "clusters").drop(columns=["cell", "dataset"]),
+            read_cell_columns(step.one(f"{arm}/clusters"), "clusters"),
             cells.cells[column] if column else None,
             cells.cells[step.study.batch_column or "dataset"],
             cells.neighbours,
@@ -225,8 +225,7 @@ def map_of(
 
 def delivered_clusters(clusters: "pd.DataFrame") -> str:
     """The clustering that is shown: Leiden where it was asked for, else the first there is."""
-    methods = [name for name in clusters if name not in ("cell", "dataset")]
-    return "leiden" if "leiden" in methods else str(methods[0])
+    return "leiden" if "leiden" in clusters else str(clusters.columns[0])
 
 
 def _coordinates(step: Step, cells: "CellEmbedding") -> "pd.DataFrame":
@@ -260,7 +259,7 @@ def _heatmap(step: Step, arm: Arm, cells: "CellEmbedding", column: str | None) -
 
     if column is None:
         return {}
-    clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
+    clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
     labelled = cells.cells[column].notna().to_numpy()
     picture = cluster_label_heatmap(
         clusters[delivered_clusters(clusters)].to_numpy(object)[labelled],

@@ -53,3 +53,10 @@ def read_table(artifact: Artifact, name: str) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_parquet(artifact.path / f"{name}.parquet")
+
+
+def read_cell_columns(artifact: Artifact, name: str) -> pd.DataFrame:
+    """What a Parquet table of an artifact says of every cell, without the columns that name the cells."""
+    from neumf_assets.core.cells.store import read_cells
+
+    return read_cells(artifact.path / f"{name}.parquet", named=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.arms import FIRST, delivered_clusters
 from neumf_assets.assets.chance import chance_check, chance_scores
-from neumf_assets.assets.inputs import read_table, stored_counts
+from neumf_assets.assets.inputs import read_cell_columns, stored_counts
 from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
 from neumf_assets.core.versions import versions
 from neumf_assets.settings import ARMS, Arm
@@ -172,7 +172,7 @@ def _markers(arms: list[Arm]) -> Stage:
         from neumf_assets.core.counts.stored import StackedCounts
 
         arm = _best(step, arms)
-        clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
+        clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
         with stored_counts(step) as parts:
             counts = StackedCounts.of(parts)
             groups = clusters[delivered_clusters(clusters)]
@@ -257,10 +257,10 @@ def _arm_result(step: Step, arm: str) -> Any:
     from neumf_assets.core.cells.integrated import ArmResult
     from neumf_assets.core.cells.store import CellEmbedding
 
-    umap = read_table(step.one(f"{arm}/umap"), "umap")
+    umap = read_cell_columns(step.one(f"{arm}/umap"), "umap")
     return ArmResult(
         embedding=CellEmbedding.load(step.one(f"{arm}/cell_embedding").path).embedding,
-        clusters=read_table(step.one(f"{arm}/clusters"), "clusters").drop(columns=["cell", "dataset"]),
+        clusters=read_cell_columns(step.one(f"{arm}/clusters"), "clusters"),
         umap=umap[["umap_1", "umap_2"]].to_numpy(),
         tsne=umap[["tsne_1", "tsne_2"]].to_numpy() if "tsne_1" in umap else None,
         loadings=loadings(step, arm),

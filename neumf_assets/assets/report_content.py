@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.arms import delivered_clusters, map_of
-from neumf_assets.assets.inputs import read_table
+from neumf_assets.assets.inputs import read_cell_columns, read_table
 from neumf_assets.assets.integrate import curve_of, factor_genes
 from neumf_assets.assets.stage import Step
 from neumf_assets.core.versions import versions
@@ -88,8 +88,8 @@ def _arm(step: Step, arm: str) -> ArmResult:
     from neumf_assets.core.report.content import ArmResult
 
     cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
-    clusters = read_table(step.one(f"{arm}/clusters"), "clusters")
-    shown = map_of(step, cells, read_table(step.one(f"{arm}/umap"), "umap"), clusters)
+    clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
+    shown = map_of(step, cells, read_cell_columns(step.one(f"{arm}/umap"), "umap"), clusters)
     label = next((name for name in shown.colourings if name not in ("dataset", "cluster")), None)
     return ArmResult(
         name=arm,

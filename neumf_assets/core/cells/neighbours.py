@@ -231,9 +231,9 @@ def cell_graph(
     n, k = near.n_cells, near.k + 1
     members = np.concatenate([np.arange(n, dtype=np.int32)[:, None], near.indices], axis=1, dtype=np.int32)
     starts = np.arange(0, n * k + 1, k, dtype=np.int32 if n * k < 2**31 else np.int64)
-    incidence = sp.csr_matrix((np.ones(n * k, np.float32), members.ravel(), starts), shape=(n, n))
+    incidence = sp.csr_matrix((np.ones(n * k, np.int16), members.ravel(), starts), shape=(n, n))
     if settings.graph == "nearest":
-        both = incidence.maximum(incidence.T).tocsr()
+        both = incidence.maximum(incidence.T).tocsr().astype(np.float32)
 
         def rows_of(cells: np.ndarray | slice) -> sp.csr_matrix:
             return both[cells]
@@ -275,8 +275,8 @@ def _between_nodes(rows_of: Callable[[np.ndarray], sp.csr_matrix], nodes: np.nda
 
 def _shared(some: sp.csr_matrix, transposed: sp.csr_matrix, k: int, prune: float) -> sp.csr_matrix:
     """Give some rows of the shared-neighbour graph, pruned: most edges of the product are not kept."""
-    graph = (some @ transposed).tocsr()
-    graph.data = graph.data / (2 * k - graph.data)
+    graph = (some @ transposed).tocsr().astype(np.float32)
+    graph.data /= 2 * k - graph.data
     graph.data[graph.data <= prune] = 0
     graph.eliminate_zeros()
     return graph

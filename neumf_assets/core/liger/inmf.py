@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -89,6 +90,7 @@ def inmf(
     progress: Progress = silent,
     start: INMFResult | None = None,
     shards: Shards = ALONE,
+    keeper: Keeper | None = None,
 ) -> INMFResult:
     """Factorise all datasets together.
 
@@ -109,6 +111,8 @@ def inmf(
         The processes that factorise together: ``datasets`` are then this process's cells of each, and so is H in
         the result; all else is the same in every process, and that of one process up to the order of float32
         sums. Not with ``start``.
+    keeper
+        Where the search goes on from, and what it is given after every iteration.
 
     Raises
     ------
@@ -121,13 +125,12 @@ def inmf(
         matrices = [as_scaled(matrix, device) for matrix in datasets]
         check_shapes(matrices, settings.k)
         solver = Solver(matrices, settings, torch.device(device), progress, shards)
-        run = solver.best_start() if start is None else solver.new_run(0, start)
-        trials = solver.trials
-        while not run.stopped(settings):
-            solver.iterate(run)
+        number = settings.restarts if start is None else 1
+        search = Search([solver.new_run(n, start) for n in range(number)])
+        run = solver.best_of(search, keeper)
         solver.polish(run)
         result = finished(run, solver.kkt(run), shards)
-    return replace(result, seconds=time.perf_counter() - begun, trials=trials)
+    return replace(result, seconds=time.perf_counter() - begun, trials=tuple(search.trials))
 
 
 def kkt_residual(datasets: Sequence[sp.csr_matrix | ScaledMatrix], result: INMFResult, lam: float) -> float:
@@ -167,6 +170,71 @@ class Run:
         return self.converged or len(self.objective) >= settings.iterations
 
 
+_TENSORS, _LISTS = ("W", "ahead_W"), ("V", "H", "ahead_V")
+_REST = ("objective", "step", "step_limit", "plain", "converged")
+
+
+@dataclass
+class Search:
+    """The starts that are left, with the objectives at which others were dropped.
+
+    Parameters
+    ----------
+    runs
+        The starts that are left.
+    trials
+        Objectives of the others.
+    rounds
+        How often the worse half was dropped.
+    epoch
+        Iterations of all starts.
+    """
+
+    runs: list[Run]
+    trials: list[float] = field(default_factory=list)
+    rounds: int = 0
+    epoch: int = 0
+
+    def drop_worse(self) -> None:
+        """Drop the half of the starts with the higher objective."""
+        self.runs.sort(key=lambda run: run.objective[-1])
+        self.trials += [run.objective[-1] for run in self.runs[len(self.runs) // 2 :]]
+        self.runs = self.runs[: len(self.runs) // 2]
+        self.rounds += 1
+
+    def stored(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return what a checkpoint keeps: all tensors, none of which shares memory, and all else."""
+        tensors: dict[str, torch.Tensor] = {}
+        for number, run in enumerate(self.runs):
+            tensors |= {f"{number}.{name}": getattr(run, name).clone() for name in _TENSORS}
+            for name in _LISTS:
+                parts = enumerate(getattr(run, name))
+                tensors |= {f"{number}.{name}.{dataset}": part.clone() for dataset, part in parts}
+        rest = [{name: getattr(run, name) for name in _REST} for run in self.runs]
+        return tensors, {"runs": rest, "trials": self.trials, "rounds": self.rounds, "epoch": self.epoch}
+
+    def restore(self, tensors: dict[str, torch.Tensor], progress: dict[str, Any]) -> None:
+        """Become the search that a checkpoint has kept, of the same datasets."""
+        device, datasets = self.runs[0].W.device, range(len(self.runs[0].V))
+        self.runs = []
+        for number, rest in enumerate(progress["runs"]):
+            values: dict[str, Any] = {name: tensors[f"{number}.{name}"].to(device) for name in _TENSORS}
+            for name in _LISTS:
+                values[name] = [tensors[f"{number}.{name}.{dataset}"].to(device) for dataset in datasets]
+            self.runs.append(Run(**values, **rest))
+        self.trials, self.rounds, self.epoch = progress["trials"], progress["rounds"], progress["epoch"]
+
+
+class Keeper(Protocol):
+    """Keeps a search, so that it can go on; :class:`neumf_assets.core.neumf.parallel.PartCheckpoint` does."""
+
+    def restore(self, stage: int, state: Search) -> bool:
+        """Bring the search to where it was kept last; return whether it was."""
+
+    def write(self, stage: int, state: Search) -> None:
+        """Keep the search if it is time to."""
+
+
 class Solver:
     """HALS with extrapolation over one set of matrices."""
 
@@ -181,20 +249,22 @@ class Solver:
         self.matrices, self.settings, self.device, self.progress = matrices, settings, device, progress
         self.shards = shards
         self.sum_squares = shards.sum(sum(matrix.sum_squares for matrix in matrices))[0]
-        self.trials: tuple[float, ...] = ()
 
-    def best_start(self) -> Run:
-        """Run every start for a few iterations, drop the worse half, and so on until one is left."""
-        runs = [self.new_run(number) for number in range(self.settings.restarts)]
-        while len(runs) > 1:
-            for run in runs:
-                for _ in range(self.settings.trial_iterations):
-                    if not run.stopped(self.settings):
-                        self.iterate(run)
-            runs.sort(key=lambda run: run.objective[-1])
-            self.trials += tuple(run.objective[-1] for run in runs[len(runs) // 2 :])
-            runs = runs[: len(runs) // 2]
-        return runs[0]
+    def best_of(self, search: Search, keeper: Keeper | None = None) -> Run:
+        """Run every start for a few iterations, drop the worse half, and so on; run the one left to the end."""
+        if keeper is not None:
+            keeper.restore(0, search)
+        while True:
+            last, trial = len(search.runs) == 1, (search.rounds + 1) * self.settings.trial_iterations
+            for run in search.runs:
+                while not run.stopped(self.settings) and (last or len(run.objective) < trial):
+                    self.iterate(run)
+                    search.epoch += 1
+                    if keeper is not None:
+                        keeper.write(0, search)
+            if last:
+                return search.runs[0]
+            search.drop_worse()
 
     def new_run(self, number: int, start: INMFResult | None = None) -> Run:
         """Draw random factors of the data's size, the given ones first."""

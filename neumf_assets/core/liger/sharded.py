@@ -1,27 +1,35 @@
 """iNMF by several processes of this machine or a cluster, each with its share of every dataset's cells.
 
 What the processes sum in an iteration are ``HᵀX`` and ``HᵀH`` (:mod:`neumf_assets.core.liger.shards`). Processes
-that are lost are replaced; all then begin anew, with the same starts, and so come to the same result.
+that are lost are replaced; all then go on from the last checkpoint, and so come to the same result.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 
 from neumf_assets.core.errors import BadSettings
-from neumf_assets.core.liger.inmf import INMFResult, inmf
+from neumf_assets.core.liger.inmf import INMFResult, Search, inmf
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.shards import GroupShards
-from neumf_assets.core.neumf.parallel import Follow, Launch, main, told_by
+from neumf_assets.core.neumf.checkpoint import data_hash
+from neumf_assets.core.neumf.parallel import Follow, Group, Launch, PartCheckpoint, main, told_by
 from neumf_assets.core.progress import Progress, silent
+
+PREFIX = "inmf-"
 
 
 def inmf_by_workers(
@@ -31,6 +39,7 @@ def inmf_by_workers(
     *,
     folder: Path | None = None,
     progress: Progress = silent,
+    checkpoint_seconds: float = 60.0,
 ) -> INMFResult:
     """Factorise as :func:`~neumf_assets.core.liger.inmf.inmf` does, by ``settings.workers`` processes.
 
@@ -44,8 +53,10 @@ def inmf_by_workers(
         Runs :func:`work` for every process in the folder it is given, to the end, and calls its last argument
         now and then.
     folder
-        For what the processes read and write; where it is the same on all their machines. A temporary one by
-        default.
+        For what the processes read and write, here only; the same on all their machines. A factorisation that
+        was broken off goes on from its last checkpoint there. A temporary one by default.
+    checkpoint_seconds
+        Least time between two checkpoints; 0: after every iteration.
 
     Raises
     ------
@@ -58,11 +69,14 @@ def inmf_by_workers(
             f"liger.workers: {size} processes for {fewest} cells of a dataset leave some with fewer than the "
             f"{settings.k} factors; set fewer"
         )
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="inmf-", dir=folder) as name:
-        shared = Path(name)
-        (shared / "settings").write_text(settings.model_dump_json())
+    key = _fingerprint(datasets, settings)
+    with _folder_of(key, folder) as shared:
+        origin = {
+            "settings": settings.model_dump_json(),
+            "key": key,
+            "checkpoint_seconds": checkpoint_seconds,
+        }
+        (shared / "origin").write_text(json.dumps(origin))
         for number, matrix in enumerate(datasets):
             for rank in range(size):
                 sp.save_npz(shared / f"shard-{rank}-{number}.npz", matrix[rank::size], compressed=False)
@@ -70,15 +84,42 @@ def inmf_by_workers(
         return _joined(shared, size, [matrix.shape[0] for matrix in datasets])
 
 
+def _fingerprint(datasets: Sequence[sp.csr_matrix], settings: LigerSettings) -> str:
+    """Return what a factorisation must agree in with one that was broken off, to go on from there."""
+    hashes = [data_hash(matrix) for matrix in datasets]
+    text = json.dumps([settings.model_dump(mode="json"), hashes, torch.__version__])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _folder_of(key: str, folder: Path | None) -> Iterator[Path]:
+    """Give a factorisation's own folder in ``folder``, or a temporary one; removed at the end, kept on an error."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+            yield Path(name)
+        return
+    own = folder / f"{PREFIX}{key[:16]}"
+    for other in folder.glob(f"{PREFIX}*"):  # was broken off, and is no longer wanted
+        if other != own:
+            shutil.rmtree(other, ignore_errors=True)
+    own.mkdir(parents=True, exist_ok=True)
+    yield own
+    shutil.rmtree(own, ignore_errors=True)
+
+
 def work(folder: Path, rank: int, size: int) -> None:
     """Be one process of a prepared factorisation, as a member of torch's default process group."""
-    settings = LigerSettings.model_validate_json((folder / "settings").read_text())
+    origin = json.loads((folder / "origin").read_text())
+    settings = LigerSettings.model_validate_json(origin["settings"])
     mine = [
         sp.load_npz(folder / f"shard-{rank}-{number}.npz")
         for number in range(len(list(folder.glob(f"shard-{rank}-*"))))
     ]
-
-    result = inmf(mine, settings, progress=told_by(rank, folder), shards=GroupShards())
+    group = Group(rank, size, torch.device("cpu"))
+    keeper: PartCheckpoint[Search] = PartCheckpoint(
+        folder, origin["key"], origin["checkpoint_seconds"], group
+    )
+    result = inmf(mine, settings, progress=told_by(rank, folder), shards=GroupShards(), keeper=keeper)
     arrays: dict[str, Any] = {f"H{number}": h for number, h in enumerate(result.H)}
     if rank == 0:
         arrays |= {f"V{number}": v for number, v in enumerate(result.V)}

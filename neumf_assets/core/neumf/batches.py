@@ -199,9 +199,16 @@ class Step:
     genes: NDArray[np.intp] | None
 
 
-def automatic_block_cells(n_cells: int, device: str) -> int:
-    """Return the cells of a block where ``block_cells`` is not set: at least 40 blocks, none too large."""
-    return int(np.clip(n_cells // 40, 16, 64 if device == "cpu" else 512))
+def largest_block(settings: NeuMFSettings, n_cells: int, n_genes: int, device: str) -> tuple[int, int]:
+    """Return the cells and the genes of a training's largest block.
+
+    Where ``block_cells`` is not set there are at least 40 blocks, none of more cells or pairs than the kind of
+    device is given.
+    """
+    genes = n_genes if settings.pairs == "sampled" else min(settings.block_genes or n_genes, n_genes)
+    cells, pairs = LARGEST_BLOCK["cpu" if device == "cpu" else "cuda"]
+    automatic = min(int(np.clip(n_cells // 40, 16, cells)), max(1, pairs // genes))
+    return settings.block_cells or automatic, genes
 
 
 @dataclass(frozen=True)
@@ -233,11 +240,7 @@ class Plan:
         """Return the plan of ``settings``, with block sizes by the size of the data where they are not
         set."""
         members = [np.flatnonzero(dataset == d) for d in range(int(dataset.max()) + 1)]
-        by_genes = n_genes if settings.pairs == "sampled" else min(settings.block_genes or n_genes, n_genes)
-        cells, pairs = LARGEST_BLOCK["cuda" if device.type == "cuda" else "cpu"]
-        by_cells = settings.block_cells or min(
-            int(np.clip(dataset.size // 40, 16, cells)), max(1, pairs // by_genes)
-        )
+        by_cells, by_genes = largest_block(settings, dataset.size, n_genes, device.type)
         return cls(members, n_genes, by_cells, by_genes, settings.window_cells)
 
     def epoch(self, seed: tuple[int, ...]) -> Epoch:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from neumf_assets.core.neumf.settings import NeuMFSettings
-
-if TYPE_CHECKING:
-    from neumf_assets.core.neumf.train import State
 
 FORMAT = 1
 WITHOUT_EFFECT = {"checkpoint_seconds"}
@@ -54,7 +51,22 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Checkpoint:
+class Kept(Protocol):
+    """What changes while something is trained, and how far that has come."""
+
+    epoch: int
+
+    def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all tensors, and all else, which JSON can say, that training needs to go on."""
+
+    def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Become what :meth:`stored` was said of."""
+
+
+KeptT = TypeVar("KeptT", bound=Kept)
+
+
+class Checkpoint(Generic[KeptT]):
     """The checkpoints of one training, one file for each of its stages; does nothing without a folder.
 
     Parameters
@@ -75,11 +87,11 @@ class Checkpoint:
         assert self.folder is not None
         return self.folder / f"stage-{stage}.safetensors"
 
-    def restore(self, stage: int, state: State) -> bool:
+    def restore(self, stage: int, state: KeptT) -> bool:
         """Bring ``state`` to where the stage's file left it; return whether there was one."""
         return self.folder is not None and self._read(self._file(stage), state)
 
-    def _read(self, path: Path, state: State) -> bool:
+    def _read(self, path: Path, state: KeptT) -> bool:
         if not path.exists():
             return False
         try:
@@ -90,26 +102,20 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError:
             return False  # not written by us to the end: start again
-        for name, target in _tensors(state).items():
-            target.copy_(tensors.pop(name))
-        device = state.tables["cells"].device
-        state.best = {name.removeprefix("best."): value.to(device) for name, value in tensors.items()}
-        for name, value in json.loads(meta["progress"]).items():
-            setattr(state, name, value)
+        state.restore(tensors, json.loads(meta["progress"]))
         return True
 
     def due(self, now: bool) -> bool:
         """Tell whether the last write is long enough ago, or must not be waited for."""
         return now or time.monotonic() - self._written >= self.seconds
 
-    def write(self, stage: int, state: State, now: bool = False) -> None:
+    def write(self, stage: int, state: KeptT, now: bool = False) -> None:
         """Write the state of a stage if the last write is long enough ago, or ``now``."""
         if self.folder is not None and self.due(now):
             self._write(self._file(stage), state)
 
-    def _write(self, path: Path, state: State) -> None:
-        tensors = _tensors(state) | {f"best.{name}": value for name, value in state.best.items()}
-        progress = {name: getattr(state, name) for name in ("epoch", "history", "best_loss", "best_epoch")}
+    def _write(self, path: Path, state: KeptT) -> None:
+        tensors, progress = state.stored()
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.parent / f".{path.stem}.{os.getpid()}"
         save_file(
@@ -137,11 +143,3 @@ def publish(unfinished: Path, file: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _tensors(state: State) -> dict[str, Tensor]:
-    tensors = {f"table.{name}": value for name, value in state.tables.items()}
-    tensors |= {f"statistic.{name}": value for name, value in state.statistics.items()}
-    for table, optimiser in state.optimisers.items():
-        tensors |= {f"adam.{table}.{name}": value for name, value in optimiser.state().items()}
-    return tensors

@@ -83,7 +83,7 @@ def map_dataset(
         key = fingerprint(
             settings, used, dataset, f"{device} onto {model.provenance['data_sha256']} like {like}"
         )
-        checkpoint = Checkpoint(checkpoint_dir, key, settings.checkpoint_seconds)
+        checkpoint: Checkpoint[State] = Checkpoint(checkpoint_dir, key, settings.checkpoint_seconds)
         frozen = frozenset({"genes", "tower"} | ({"shifts"} if like is not None else set()))
         run_stage(data, state, settings.kind, 0, settings.epochs, progress, checkpoint, frozen)
     mapped = NeuMFModel(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ from torch import Tensor, distributed
 
 from neumf_assets.core.errors import BadSettings, NeumfError
 from neumf_assets.core.neumf.batches import HeldOut, SparseCounts, Step
-from neumf_assets.core.neumf.checkpoint import Checkpoint, publish
+from neumf_assets.core.neumf.checkpoint import Checkpoint, KeptT, publish
 from neumf_assets.core.neumf.network import Layout, Tables
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import Data, State, new_state, torch_session, train_stages
@@ -130,7 +131,7 @@ class Group(Workers):
         return torch.tensor(numbers, dtype=torch.float64, device=self.device)
 
 
-class PartCheckpoint(Checkpoint):
+class PartCheckpoint(Checkpoint[KeptT]):
     """One worker's part of a training's checkpoints: all workers continue from the same epoch, or none does.
 
     A part of an earlier epoch is removed only after every worker has written its part of the next one, so at
@@ -141,7 +142,7 @@ class PartCheckpoint(Checkpoint):
         super().__init__(folder, f"{key} {group.rank}/{group.size}", seconds)
         self.parts, self.group = folder, group
 
-    def restore(self, stage: int, state: State) -> bool:
+    def restore(self, stage: int, state: KeptT) -> bool:
         """Bring ``state`` to the newest epoch of which all workers have their part; tell if there is one."""
         epoch = int(self.group.least(max(self._epochs(stage), default=0)))
         read = epoch > 0 and self._read(self._part(stage, epoch), state)
@@ -149,7 +150,7 @@ class PartCheckpoint(Checkpoint):
             return read
         raise NeumfError(f"{self.parts}: the workers' checkpoints do not belong together; remove the folder")
 
-    def write(self, stage: int, state: State, now: bool = False) -> None:
+    def write(self, stage: int, state: KeptT, now: bool = False) -> None:
         """Write this worker's part if the first worker finds it time to, or ``now``; all do or none does."""
         wanted = now or (self.group.rank == 0 and self.due(False))
         if not self.group.sum(float(wanted))[0]:
@@ -201,7 +202,7 @@ class ParallelTraining:
         self.workers, self.launch = workers, launch or LocalProcesses()
         self.traffic = Traffic()
 
-    def __call__(self, data: Data, progress: Progress, checkpoint: Checkpoint) -> State:
+    def __call__(self, data: Data, progress: Progress, checkpoint: Checkpoint[State]) -> State:
         """Train all stages.
 
         Raises
@@ -228,14 +229,12 @@ class ParallelTraining:
         self.launch(folder, self.workers, report)
         report()
         state, self.traffic = join_results(data, self.workers, folder)
-        for file in [
-            *folder.glob("shard-*"),
-            *folder.glob("result-*"),
-            *folder.glob("part-*"),
-            *folder.glob(".part-*"),
-        ]:
-            file.unlink(missing_ok=True)
-        (folder / "progress").unlink(missing_ok=True)
+        for kind in ("shard-", "result-", "part-", "progress"):
+            for file in [
+                *folder.glob(f"{kind}*"),
+                *folder.glob(f".{kind}*"),
+            ]:  # hidden: broken off in writing
+                file.unlink(missing_ok=True)
         return state
 
 
@@ -349,7 +348,9 @@ def work(folder: Path, rank: int, size: int, after_epoch: Callable[[], None] | N
             after_epoch()
 
     with torch_session(data.settings):
-        checkpoint = PartCheckpoint(folder, key, data.settings.checkpoint_seconds, data.workers)
+        checkpoint: PartCheckpoint[State] = PartCheckpoint(
+            folder, key, data.settings.checkpoint_seconds, data.workers
+        )
         state = train_stages(data, progress, checkpoint)
     traffic = data.workers.traffic
     meta = {"history": json.dumps(state.history), "key": key, "size": str(size)}
@@ -404,21 +405,26 @@ class LocalProcesses:
             error = self._attempt(folder, size, attempt, poll)
             if error is None:
                 return
-        raise NeumfError(f"parallel training failed in {self.restarts + 1} attempts, last with: {error}")
+        raise NeumfError(
+            f"parallel training failed in {self.restarts + 1} attempts, last because {error}. "
+            "Started again, it goes on from its last checkpoint."
+        )
 
     def _attempt(self, folder: Path, size: int, attempt: int, poll: Callable[[], None]) -> str | None:
-        """Run all workers; return what became of the first that failed."""
+        """Run all workers; return what became of the one that failed, not of those that then missed it."""
         with tempfile.TemporaryDirectory() as meeting:
             workers, logs = [], [Path(meeting) / f"log-{rank}" for rank in range(size)]
             try:
                 for rank, log in enumerate(logs):
                     workers.append(self._start(folder, rank, size, Path(meeting) / "store", log))
-                while any(worker.poll() is None for worker in workers):
-                    if any(worker.returncode for worker in workers):
-                        break
+                # All are asked every time: while one waits for another, only the other's end tells of its loss.
+                while None in (ended := [worker.poll() for worker in workers]) and not any(ended):
                     poll()
                     time.sleep(POLL_SECONDS)
-                failed = [rank for rank, worker in enumerate(workers) if worker.returncode]
+                # by a signal first, if any: others fail because that one no longer answers
+                failed = sorted(
+                    (worker.returncode, rank) for rank, worker in enumerate(workers) if worker.returncode
+                )
             finally:
                 for worker in workers:
                     worker.kill()
@@ -427,18 +433,33 @@ class LocalProcesses:
                     worker.stdin.close()
             if not failed:
                 return None
-            log_tail = logs[failed[0]].read_text(errors="replace").strip().splitlines()[-1:]
-            return f"worker {failed[0]} ended with {workers[failed[0]].returncode}. {' '.join(log_tail)}"
+            code, rank = failed[0]
+            log_tail = logs[rank].read_text(errors="replace").strip().splitlines()[-1:]
+            return f"worker {rank} {_ending(code)}{''.join(f' ({line})' for line in log_tail)}"
 
     def _start(self, folder: Path, rank: int, size: int, store: Path, log: Path) -> subprocess.Popen[bytes]:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = str(self.threads or max(1, usable // size))
+        threads = str(self.threads or max(1, _usable_threads() // size))
         environment = os.environ | {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo"}
         command = [sys.executable, "-m", self.module, str(folder), str(rank), str(size), str(store)]
         with log.open("wb") as output:
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
             )
+
+
+def _usable_threads() -> int:
+    """Threads for all workers together: what the environment allows this process, else its processors."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if allowed.isdigit() and int(allowed) > 0:
+        return int(allowed)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ending(code: int) -> str:
+    """Say how a process ended, by its return code."""
+    if code == -signal.SIGKILL:
+        return "was killed (SIGKILL, by somebody or for want of memory)"
+    return f"ended with {signal.Signals(-code).name if code < 0 else code}"
 
 
 def _end_with_parent() -> None:

@@ -149,7 +149,7 @@ def fit_streamed(
         sha256 = files.sha256
         key = fingerprint(settings, sha256, dataset, device)
         if training is not None and _shares_fit(files, settings, len(names), machines):
-            checkpoint = Checkpoint(folder, key, settings.checkpoint_seconds)
+            checkpoint: Checkpoint[State] = Checkpoint(folder, key, settings.checkpoint_seconds)
             mapped = SparseCounts(files.mapped(), torch.device("cpu"))
             state = training(replace(data, counts=mapped), progress, checkpoint)
         else:
@@ -329,7 +329,7 @@ def best_of(file: EmbeddingFile) -> Path:
     return file.path.with_name(f"{file.path.name}.best")
 
 
-class _Checkpoint(Checkpoint):
+class _Checkpoint(Checkpoint[State]):
     """Checkpoints with copies of the embeddings' file beside them; the file that names them is written last."""
 
     def __init__(self, folder: Path, key: str, seconds: float, cells: _Cells) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -105,8 +105,35 @@ class State:
     best_epoch: int = 0
     best: Tables = field(default_factory=dict)
 
+    def stored(self) -> tuple[Tables, dict[str, Any]]:
+        """Return what a checkpoint keeps: all tensors, and how far training has come."""
+        best = {f"best.{name}": value for name, value in self.best.items()}
+        return self._changed() | best, {name: getattr(self, name) for name in _PROGRESS}
 
-Training = Callable[[Data, Progress, Checkpoint], State]
+    def restore(self, tensors: Tables, progress: dict[str, Any]) -> None:
+        """Become the state that a checkpoint has kept."""
+        changed = self._changed()
+        for name, target in changed.items():
+            target.copy_(tensors[name])
+        device = self.tables["cells"].device
+        best = {name: value for name, value in tensors.items() if name not in changed}
+        self.best = {name.removeprefix("best."): value.to(device) for name, value in best.items()}
+        for name in _PROGRESS:
+            setattr(self, name, progress[name])
+
+    def _changed(self) -> Tables:
+        """Return the tensors that every step changes."""
+        tensors = {f"table.{name}": value for name, value in self.tables.items()}
+        tensors |= {f"statistic.{name}": value for name, value in self.statistics.items()}
+        for table, optimiser in self.optimisers.items():
+            tensors |= {f"adam.{table}.{name}": value for name, value in optimiser.state().items()}
+        return tensors
+
+
+_PROGRESS = ("epoch", "history", "best_loss", "best_epoch")  # of a state: what is not a tensor
+
+
+Training = Callable[[Data, Progress, Checkpoint[State]], State]
 
 
 def fit(
@@ -169,7 +196,7 @@ def fit(
     with torch_session(settings):
         data = prepare(used, factors, dataset, settings, torch.device(device))
         key = fingerprint(settings, used, dataset, device)
-        checkpoint = Checkpoint(checkpoint_dir, key, settings.checkpoint_seconds)
+        checkpoint: Checkpoint[State] = Checkpoint(checkpoint_dir, key, settings.checkpoint_seconds)
         state = (training or train_stages)(data, progress, checkpoint)
     origin = provenance(used, settings, device)
     model = trained_model(data, state, totals, genes, gene_names, cell_names, names, origin)
@@ -376,7 +403,7 @@ class Cells(Protocol):
 
 
 def train_stages(
-    data: Data, progress: Progress, checkpoint: Checkpoint, elsewhere: Cells | None = None
+    data: Data, progress: Progress, checkpoint: Checkpoint[State], elsewhere: Cells | None = None
 ) -> State:
     """Train the branches first where the settings ask for it, then the model itself.
 
@@ -487,7 +514,7 @@ def run_stage(
     stage: int,
     epochs: int,
     progress: Progress,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint[State],
     frozen: frozenset[str] = frozenset(),
     elsewhere: Cells | None = None,
 ) -> None:

@@ -62,6 +62,7 @@ Values = Sequence[float] | npt.NDArray[Any]
 Categories = Sequence[object] | npt.NDArray[Any]
 
 _NAMED_IN_PLACE = "cluster"
+_MOST_POINTS = 200_000
 _SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#332288")
 
 
@@ -469,7 +470,10 @@ def _draw_cells(
     named_in_place: bool,
     seed: int,
 ) -> None:
-    """Points in random order, so that no dataset hides another; the unlabelled lie below all others."""
+    """Points in random order, so that no dataset hides another; the unlabelled lie below all others.
+
+    Of more cells than a panel has pixels a random part is drawn.
+    """
     from matplotlib.colors import to_rgb
 
     places = np.asarray(coordinates, dtype=np.float64)
@@ -481,7 +485,7 @@ def _draw_cells(
         spine.set_linewidth(0.8)
     if not len(places):
         return
-    order = np.random.default_rng(seed).permutation(len(places))
+    order = np.random.default_rng(seed).permutation(len(places))[:_MOST_POINTS]
     order = order[np.argsort(names[order] != MISSING_NAME, kind="stable")]
     rgb = {name: to_rgb(colour) for name, colour in colours.items()}
     area = float(np.clip(14000 / len(places), 1.2, 14))

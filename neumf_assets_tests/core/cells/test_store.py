@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 from neumf_assets.core.cells.neighbours import find_neighbours
-from neumf_assets.core.cells.store import CellEmbedding, label_column
+from neumf_assets.core.cells.store import CellEmbedding, cell_table, label_column, read_cells
 from neumf_assets.core.errors import NeumfError
 
 
@@ -54,7 +55,37 @@ def test_cells_are_read_back_as_they_were_saved(tmp_path: Path) -> None:
     saved = CellEmbedding(_cells(), points, find_neighbours(points, 7))
     saved.save(tmp_path)
     again = CellEmbedding.load(tmp_path)
-    pd.testing.assert_frame_equal(again.cells, saved.cells)
+    pd.testing.assert_frame_equal(again.cells.astype(object), saved.cells.astype(object))
     np.testing.assert_array_equal(again.embedding, points)
     np.testing.assert_array_equal(again.neighbours.indices, saved.neighbours.indices)
     assert again.neighbours.metric == "cosine"
+
+
+def test_a_table_of_cells_takes_few_bytes_a_cell_and_keeps_missing_labels(tmp_path: Path) -> None:
+    n = 20_000
+    labels = pd.Series(np.where(np.arange(n) % 3 == 0, None, "CD14 monocyte"), dtype="string")
+    names = [f"AAACATACCTCGCT-{i}" for i in range(n)]
+    table = pd.DataFrame({"cell": names, "dataset": "ctrl", "cell_type": labels, "score": np.arange(n) / n})
+    table.to_parquet(tmp_path / "cells.parquet")
+    again = read_cells(tmp_path / "cells.parquet")
+    assert list(again["cell"]) == names
+    assert again["cell_type"].isna().sum() == len(range(0, n, 3))
+    assert set(again["cell_type"].dropna()) == {"CD14 monocyte"}
+    np.testing.assert_array_equal(again["score"], table["score"])
+    assert again.memory_usage(deep=True).sum() < 50 * n < table.memory_usage(deep=True).sum() / 4
+    assert list(read_cells(tmp_path / "cells.parquet", named=False)) == ["cell_type", "score"]
+
+
+def test_all_cells_are_listed_with_the_labels_that_some_datasets_lack(tmp_path: Path) -> None:
+    ctrl = AnnData(np.ones((2, 1)), obs=pd.DataFrame({"cell_type": ["B", None]}, index=["a", "b"]))
+    stim = AnnData(np.ones((2, 1)), obs=pd.DataFrame({"donor": [1, 2], "cell": ["x", "y"]}, index=["a", "c"]))
+    table = cell_table({"ctrl": ctrl, "stim": stim})
+    table.to_parquet(tmp_path / "cells.parquet")
+    for found in (table, read_cells(tmp_path / "cells.parquet")):
+        assert list(found["cell"]) == ["a", "b", "a", "c"]
+        assert list(found["dataset"]) == ["ctrl", "ctrl", "stim", "stim"]
+        assert found["cell_type"].astype(object).where(found["cell_type"].notna(), None).tolist() == [
+            "B",
+            *[None] * 3,
+        ]
+        assert found["donor"].dropna().tolist() == ["1", "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import scipy.sparse as sp
 import torch
 
 from neumf_assets.core.errors import BadSettings
-from neumf_assets.core.liger.inmf import inmf
+from neumf_assets.core.liger.inmf import INMFResult, Search, inmf
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.sharded import inmf_by_workers
 from neumf_assets.core.liger.shards import GroupShards
@@ -38,7 +39,8 @@ class Launched:
     def __call__(self, folder: Path, size: int, poll: Callable[[], None]) -> None:
         def watched() -> None:
             poll()
-            if not self.killed and (folder / "progress").exists():
+            told = folder / "progress"
+            if not self.killed and told.exists() and len(told.read_text().splitlines()) >= 10:
                 self.killed = _process_of(folder, rank=1)
                 os.kill(self.killed, signal.SIGKILL)
 
@@ -70,6 +72,7 @@ def _settings(iterations: int) -> LigerSettings:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names Linux's loopback interface")
 def test_two_processes_find_the_factors_of_one(tmp_path: Path, local: LocalProcesses) -> None:
     data, told = [_counts(183, 0), _counts(120, 1)], []
+    (tmp_path / "inmf-of-one-that-was-killed").mkdir()
     alone = inmf(data, _settings(25))
     found = inmf_by_workers(
         data, _settings(25), local, folder=tmp_path, progress=lambda *step, **_: told.append(step)
@@ -83,17 +86,80 @@ def test_two_processes_find_the_factors_of_one(tmp_path: Path, local: LocalProce
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+def _same(one: INMFResult, other: INMFResult) -> bool:
+    """Whether two results are the same bit for bit."""
+    arrays = zip(
+        [one.W, *one.V, *one.H, one.objective], [other.W, *other.V, *other.H, other.objective], strict=True
+    )
+    return one.trials == other.trials and all(np.array_equal(*pair) for pair in arrays)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names Linux's loopback interface")
-def test_a_killed_process_is_replaced_and_the_result_is_the_same() -> None:
-    data, launched = [_counts(183, 0), _counts(120, 1)], Launched()
-    alone = inmf(data, _settings(600))
-    mended = inmf_by_workers(data, _settings(600), launched)
+def test_a_killed_process_is_replaced_and_the_result_is_the_same(
+    tmp_path: Path, local: LocalProcesses
+) -> None:
+    data, launched, told = [_counts(183, 0), _counts(120, 1)], Launched(), []
+    whole = inmf_by_workers(data, _settings(600), local)
+    mended = inmf_by_workers(
+        data,
+        _settings(600),
+        launched,
+        folder=tmp_path,
+        progress=lambda *step, **_: told.append(step),
+        checkpoint_seconds=0.0,
+    )
     assert launched.killed
-    # later on, sums in another order may lead to another extrapolation
-    np.testing.assert_allclose(mended.objective[:20], alone.objective[:20], rtol=1e-5)
-    assert mended.objective[-1] == pytest.approx(alone.objective[-1], rel=1e-3)
-    assert mended.trials == pytest.approx(alone.trials, rel=1e-5)
+    assert told.count(("inmf", 1, 600)) == 2, "each of two starts began once"
+    assert _same(mended, whole)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names Linux's loopback interface")
+def test_a_factorisation_that_was_broken_off_goes_on(tmp_path: Path, local: LocalProcesses) -> None:
+    data, told = [_counts(183, 0), _counts(120, 1)], []
+
+    def stop(stage: str, done: int, total: int, **figures: float) -> None:
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inmf_by_workers(data, _settings(300), local, folder=tmp_path, progress=stop, checkpoint_seconds=0.0)
+    again = inmf_by_workers(
+        data, _settings(300), local, folder=tmp_path, progress=lambda *step, **_: told.append(step)
+    )
+    assert told[0][1] > 3, "after the trials"
+    assert _same(again, inmf_by_workers(data, _settings(300), local))
+    assert not list(tmp_path.iterdir())
+
+
+class Keeps:
+    """Keeps a search at one iteration, at which it breaks it off once."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.kept = at, ""
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def restore(self, stage: int, state: Search) -> bool:
+        """Restore the search if it was kept."""
+        if self.kept:
+            state.restore(self.tensors, json.loads(self.kept))
+        return bool(self.kept)
+
+    def write(self, stage: int, state: Search) -> None:
+        """Keep the search at that iteration."""
+        if state.epoch == self.at and not self.kept:
+            self.tensors, progress = state.stored()
+            self.kept = json.dumps(progress)
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", [2, 3, 6, 12, 13, 40])  # in the trials of four starts, between them, and later
+def test_a_search_goes_on_from_where_it_was_kept(at: int) -> None:
+    data, keeper = [_counts(61, 0), _counts(40, 1)], Keeps(at)
+    settings = _settings(30).model_copy(update={"restarts": 4, "workers": 1, "tol": 1e-6})
+    with pytest.raises(KeyboardInterrupt):
+        inmf(data, settings, keeper=keeper)
+    assert _same(inmf(data, settings, keeper=keeper), inmf(data, settings))
 
 
 class Counted(GroupShards):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,80 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path, 
     assert not list((tmp_path / "killed").iterdir())
 
 
+@pytest.mark.parametrize(("allowed", "each"), [("8", "4"), ("6,2", "3"), ("1", "1")])
+def test_workers_share_the_threads_that_the_environment_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: str, each: str
+) -> None:
+    """A pod with a request for eight processors may lie on a node with a hundred."""
+    given: dict[str, str] = {}
+    monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **options: given.update(env))
+    LocalProcesses()._start(tmp_path, 0, 2, tmp_path / "store", tmp_path / "log")
+    assert given["OMP_NUM_THREADS"] == each
+
+
+class KillsAt:
+    """Runs two processes of this machine, and kills one so many seconds after it was made."""
+
+    def __init__(self, seconds: float, rank: int) -> None:
+        self.at, self.rank, self.done = time.monotonic() + seconds, rank, False
+
+    def __call__(self, folder: Path, size: int, poll: Any) -> None:
+        def watched() -> None:
+            poll()
+            if not self.done and time.monotonic() >= self.at:
+                self.done = True
+                for pid in worker_processes(folder)[self.rank :][:1]:
+                    os.kill(pid, signal.SIGKILL)
+            assert time.monotonic() < self.at + 300, "it does not end"
+
+        LocalProcesses(threads=1)(folder, size, watched)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+def test_a_worker_killed_at_a_random_moment_leaves_the_result_as_it_is(tmp_path: Path) -> None:
+    seed = int(os.environ.get("NEUMF_KILL_SEED", "0"))
+    rng, counts = np.random.default_rng(seed), low_rank()[0]
+    settings = changed(kind="gmf", checkpoint_seconds=0.0, epochs=100)
+    begun = time.monotonic()
+    whole = train(counts, settings, training=two_workers(), checkpoint_dir=tmp_path)
+    needed = time.monotonic() - begun
+    for number in range(3):
+        seconds, rank = rng.uniform(0, needed), int(rng.integers(2))
+        told = f"NEUMF_KILL_SEED={seed}, run {number}: worker {rank} after {seconds:.3f} of {needed:.3f} s"
+        training = ParallelTraining(2, KillsAt(seconds, rank))
+        try:
+            model = train(counts, settings, training=training, checkpoint_dir=tmp_path)
+        except Exception as error:
+            raise AssertionError(told) from error
+        assert all(torch.equal(table, whole.tables[name]) for name, table in model.tables.items()), told
+        assert len(model.history) == 100, told
+        assert not list(tmp_path.iterdir()), told
+        assert not worker_processes(tmp_path), told
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_killed_before_the_workers_have_met_is_replaced(rank: int) -> None:
+    killed: list[int] = []
+
+    def launch(folder: Path, size: int, poll: Any) -> None:
+        until = time.monotonic() + 180
+
+        def watched() -> None:
+            poll()
+            if not killed and len(pids := worker_processes(folder)) == size:
+                killed.append(pids[rank])
+                os.kill(pids[rank], signal.SIGKILL)
+            assert time.monotonic() < until, "the other worker still waits for it"
+
+        LocalProcesses(threads=1)(folder, size, watched)
+
+    settings, training = changed(kind="gmf", epochs=2), ParallelTraining(2, launch)
+    assert len(train(low_rank(cells=20)[0], settings, training=training).history) == 2
+    assert killed
+
+
 def test_workers_that_always_fail_end_in_one_error() -> None:
     counts, _, _ = low_rank(cells=20)
 
@@ -114,8 +190,23 @@ def test_workers_that_always_fail_end_in_one_error() -> None:
         (folder / "shard-1.safetensors").write_bytes(b"not a shard")
         LocalProcesses(restarts=0, threads=1)(folder, size, poll)
 
-    with pytest.raises(NeumfError, match=r"failed in 1 attempts.*worker \d"):
+    with pytest.raises(NeumfError, match=r"failed in 1 attempts.*worker \d ended with 1 .*checkpoint"):
         train(counts, changed(kind="gmf"), training=ParallelTraining(2, broken))
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+def test_the_error_names_the_worker_that_was_killed_and_not_the_one_that_missed_it() -> None:
+    def launch(folder: Path, size: int, poll: Any) -> None:
+        def killing() -> None:
+            if (folder / "progress").exists() and (pids := worker_processes(folder)):
+                os.kill(pids[-1], signal.SIGKILL)
+                time.sleep(1.0)  # the other one fails meanwhile
+
+        LocalProcesses(restarts=0, threads=1)(folder, size, killing)
+
+    settings = changed(kind="gmf", epochs=5000)
+    with pytest.raises(NeumfError, match=r"worker 1 was killed \(SIGKILL"):
+        train(low_rank(cells=40)[0], settings, training=ParallelTraining(2, launch))
 
 
 @pytest.mark.parametrize(
@@ -145,9 +236,11 @@ def test_a_training_that_was_broken_off_goes_on_where_its_workers_were(tmp_path:
     def note(stage: str, done: int, total: int, **figures: float) -> None:
         epochs.append(done)
 
+    (tmp_path / "scratch" / ".result-1.safetensors.99").touch()  # of a worker that was killed while it wrote
     again = train(
         counts, settings, training=two_workers(), checkpoint_dir=tmp_path / "scratch", progress=note
     )
+    assert not list((tmp_path / "scratch").iterdir())
     assert epochs[0] > 1
     assert epochs[-1] == 100
     alone = train(counts, settings)

@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from PIL import Image
 
 from neumf_assets.core.report import image as image_module
@@ -286,3 +288,18 @@ def test_importing_plots_does_not_load_matplotlib():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_of_very_many_cells_a_random_part_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    scatter = Axes.scatter
+
+    def counted(self: Axes, x: Any, *args: Any, **options: Any) -> Any:
+        drawn.append(len(x))
+        return scatter(self, x, *args, **options)
+
+    monkeypatch.setattr(Axes, "scatter", counted)
+    monkeypatch.setattr(plots, "_MOST_POINTS", 100)
+    plots.umap_panel(cells(80).coordinates, cells(80).colourings["dataset"])
+    plots.umap_panel(cells(300).coordinates, cells(300).colourings["dataset"])
+    assert drawn == [80, 100]
