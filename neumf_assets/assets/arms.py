@@ -83,7 +83,7 @@ def _umap(arm: Arm) -> Stage:
         group="integrate",
         inputs=(f"{arm}/cell_embedding", f"{arm}/clusters"),
         settings=("umap", "label_column"),
-        version="3",
+        version="4",
         kinds=("parquet",),
         columns=(
             ("cell", "string", "name of the cell"),

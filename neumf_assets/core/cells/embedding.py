@@ -20,6 +20,7 @@ SAMPLE = 20_000
 _LANCZOS_UP_TO = 2_000_000
 _UMAP_BYTES_PER_NEIGHBOUR = 100
 _TSNE_BYTES_PER_NEIGHBOUR = 64
+_TSNE_BLOCK_MIB = 64
 
 
 def umap_embed(
@@ -134,7 +135,7 @@ def tsne_embed(
     if len(points) < _FEWEST_CELLS:
         return _first_two(points)
     neighbours = round(3 * settings.perplexity) + 1
-    needed = _TSNE_BYTES_PER_NEIGHBOUR * neighbours * len(points)
+    needed = _TSNE_BYTES_PER_NEIGHBOUR * neighbours * len(points) + (_TSNE_BLOCK_MIB << 21)
     sample = _sample("t-SNE", len(points), needed, settings)
     if sample is None:
         return _tsne(points, settings, metric)
@@ -142,6 +143,7 @@ def tsne_embed(
 
 
 def _tsne(points: np.ndarray, settings: UmapSettings, metric: Metric) -> np.ndarray:
+    from sklearn import config_context
     from sklearn.manifold import TSNE
 
     model = TSNE(
@@ -150,7 +152,8 @@ def _tsne(points: np.ndarray, settings: UmapSettings, metric: Metric) -> np.ndar
         init="pca",
         random_state=settings.seed,
     )
-    with threadpool_limits(limits=1, user_api="blas"):
+    # scikit-learn computes the distances in blocks of a GiB unless told otherwise
+    with threadpool_limits(limits=1, user_api="blas"), config_context(working_memory=_TSNE_BLOCK_MIB):
         return np.asarray(model.fit_transform(points), dtype=np.float32)
 
 

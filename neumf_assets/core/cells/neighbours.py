@@ -19,7 +19,7 @@ from neumf_assets.core.cells.settings import (
 from neumf_assets.core.errors import NeumfError
 
 _ROWS_AT_ONCE = 4096
-BYTES_PER_NODE = 7500
+BYTES_PER_NODE = 3000
 """Peak memory of graph and Leiden for each node."""
 LEAST_NODES = 20_000
 

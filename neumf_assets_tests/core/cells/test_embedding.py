@@ -5,6 +5,8 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn import get_config
+from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 
 from neumf_assets.core.cells import embedding as embedding_module
@@ -103,6 +105,19 @@ def test_tsne_of_a_sample_places_the_other_cells_among_their_own_kind() -> None:
     rest = np.setdiff1d(np.arange(1200), drawn)
     judge = KNeighborsClassifier(5).fit(layout[drawn], data.labels[drawn])
     assert judge.score(layout[rest], data.labels[rest]) > 0.99
+
+
+def test_tsne_computes_distances_in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def fit(self: TSNE, points: np.ndarray) -> np.ndarray:
+        used.append(get_config()["working_memory"])
+        return points[:, :2]
+
+    monkeypatch.setattr(TSNE, "fit_transform", fit)
+    tsne_embed(noise(20).embedding)
+    assert used == [64], "MiB; a GiB by default, whatever the budget"
+    assert get_config()["working_memory"] != 64
 
 
 def test_harmony_mixes_shifted_datasets_and_keeps_types() -> None:

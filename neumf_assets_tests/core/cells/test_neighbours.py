@@ -174,7 +174,7 @@ def test_a_graph_has_fewer_nodes_where_memory_does_not_hold_more(
     monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 2**40)
     assert graph_nodes(50_000, chosen) == 50_000
     assert graph_nodes(500_000, chosen) == 100_000
-    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 7500 * 30_000)
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 3000 * 30_000)
     with caplog.at_level(logging.INFO, "neumf_assets"):
         assert graph_nodes(30_000, chosen) == 30_000
         assert not caplog.records
