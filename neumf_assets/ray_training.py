@@ -46,8 +46,8 @@ def training_of(settings: NeuMFSettings, device: str) -> Training | None:
     return ParallelTraining(settings.workers, LocalProcesses(threads=settings.threads))
 
 
-def machines_of(settings: NeuMFSettings) -> int:
-    """On how many machines' memory a model is trained: each worker's on Ray, else this one's."""
+def machines_of(settings: NeuMFSettings | LigerSettings) -> int:
+    """On how many machines' memory workers are: each worker's on Ray, else this one's."""
     return settings.workers if os.environ.get("NEUMF_EXECUTOR") == "ray" else 1
 
 

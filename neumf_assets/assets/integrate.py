@@ -102,7 +102,7 @@ def liger_factors(step: Step) -> Product:
     much of each factor is in each cell. Counts are divided by the cell's total and scaled by gene.
     """
     from neumf_assets.core.liger.stored import factorise_stored
-    from neumf_assets.ray_training import inmf_launch
+    from neumf_assets.ray_training import inmf_launch, machines_of
 
     with stored_counts(step) as counts:
         scaled = scaled_counts(step, counts)
@@ -112,6 +112,7 @@ def liger_factors(step: Step) -> Product:
             device=step.device,
             progress=step.progress,
             launch=inmf_launch(step.study.liger) if step.device == "cpu" else None,
+            machines=machines_of(step.study.liger),
             folder=step.scratch,
         )
     return _factors_product(step, result, list(scaled), selected_genes(step))

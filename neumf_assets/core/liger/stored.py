@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +22,17 @@ from neumf_assets.core.liger.online import online_inmf
 from neumf_assets.core.liger.preprocess import GeneStatistics, inverse, scaled
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.sharded import inmf_by_workers
+from neumf_assets.core.neumf.cell_files import CountFiles
 from neumf_assets.core.neumf.parallel import Launch
 from neumf_assets.core.progress import Progress, silent
 
 PIECE_CELLS = 256
 BYTES_PER_ENTRY = 44
 """Peak memory for each non-zero in memory: counts, scaled counts, and these by rows and by columns."""
+SHARE_BYTES_PER_ENTRY = 24
+"""The same in a worker, of its own cells: as read, by rows and by columns."""
+SCALED = "scaled-"
+"""How folders of scaled counts begin."""
 
 
 class StoredScaled:
@@ -59,6 +67,10 @@ class StoredScaled:
         """Return all cells; those of other genes are never in memory all at once."""
         return scaled(self.counts.take(np.arange(self.shape[0])), self._cells, self._genes)
 
+    def rows(self, start: int, stop: int) -> sp.csr_matrix:
+        """Return the cells from ``start`` to ``stop``."""
+        return scaled(self.counts.rows(start, stop), self._cells[start:stop], self._genes)
+
     def batches(self, batch_cells: int, device: str) -> tuple[ChunkedMatrix, NDArray[np.intp]]:
         """Return mini-batches for online learning, and the cells in their order.
 
@@ -79,28 +91,55 @@ def factorise_stored(
     device: str = "cpu",
     progress: Progress = silent,
     launch: Launch | None = None,
+    machines: int = 1,
     folder: Path | None = None,
 ) -> INMFResult:
     """Factorise datasets on disk: in memory where they fit into the budget, else online, batch by batch.
 
-    With ``launch``, what fits and is not learnt online is factorised by ``settings.workers`` processes, which read
-    and write in ``folder`` (:func:`~neumf_assets.core.liger.sharded.inmf_by_workers`).
+    With ``launch``, what is not learnt online by the study's wish is factorised by ``settings.workers`` processes on
+    so many ``machines``, which read and write in ``folder``
+    (:func:`~neumf_assets.core.liger.sharded.inmf_by_workers`). Above the budget each gets its cells from disk, as
+    long as its share fits.
     """
-    needed = BYTES_PER_ENTRY * sum(data.nnz for data in datasets)
-    cells = sum(data.shape[0] for data in datasets)
-    online = f"it learns online, from batches of {settings.batch_cells} cells that are read from disk"
-    if launch is not None:
-        online += f", in one process instead of {settings.workers}"
-    if not memory.exceeds(needed, f"Integrative factorisation of {cells} cells", online):
-        if launch is not None and not settings.online:
-            whole = [data.whole() for data in datasets]
+    entries, cells = sum(data.nnz for data in datasets), sum(data.shape[0] for data in datasets)
+    by_workers = launch is not None and not settings.online
+    needed, share = BYTES_PER_ENTRY * entries, SHARE_BYTES_PER_ENTRY * entries // machines
+    if by_workers and machines == 1:  # their shares lie beside the whole
+        needed += share
+    what = f"Integrative factorisation of {cells} cells"
+    if needed <= memory.budget():
+        whole = [data.whole() for data in datasets]
+        if launch is not None and by_workers:
             return inmf_by_workers(whole, settings, launch, folder=folder, progress=progress)
-        return factorise([data.whole() for data in datasets], settings, device=device, progress=progress)
+        return factorise(whole, settings, device=device, progress=progress)
+    if launch is not None and by_workers and share <= memory.budget():
+        memory.exceeds(needed, what, f"{settings.workers} processes get their cells from disk")
+        with _on_disk(datasets, folder) as mapped:
+            return inmf_by_workers(mapped, settings, launch, folder=folder, progress=progress)
+    online = f"it learns online, from batches of {settings.batch_cells} cells that are read from disk"
+    if by_workers:
+        online += f", in one process instead of {settings.workers}"
+    memory.exceeds(needed, what, online)
     _check_batch(datasets, settings)
     matrices, orders = zip(*(data.batches(settings.batch_cells, device) for data in datasets), strict=True)
     result = online_inmf(matrices, settings, device=device, progress=progress)
     H = [h[np.argsort(order)] for h, order in zip(result.H, orders, strict=True)]
     return replace(result, H=H)
+
+
+@contextmanager
+def _on_disk(datasets: Sequence[StoredScaled], folder: Path | None) -> Iterator[list[sp.csr_matrix]]:
+    """Write scaled counts to files; give them as matrices that are read where they are used."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{SCALED}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCALED, dir=folder) as name:
+        places = [Path(name) / str(number) for number in range(len(datasets))]
+        yield [
+            CountFiles(place, data, np.arange(data.shape[1])).mapped()
+            for place, data in zip(places, datasets, strict=True)
+        ]
 
 
 def readable(

@@ -16,7 +16,14 @@ from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
 from neumf_assets.core.liger.preprocess import gene_statistics, scale
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.store import NamedFactors
-from neumf_assets.core.liger.stored import BYTES_PER_ENTRY, StoredScaled, batch_pieces, factorise_stored
+from neumf_assets.core.liger.stored import (
+    BYTES_PER_ENTRY,
+    SHARE_BYTES_PER_ENTRY,
+    StoredScaled,
+    batch_pieces,
+    factorise_stored,
+)
+from neumf_assets.core.neumf.parallel import LocalProcesses
 from neumf_assets_tests.core.neumf.problems import low_rank
 
 GENES = [f"g{i}" for i in range(40)]
@@ -98,11 +105,39 @@ def test_only_the_genes_that_are_used_count(
     settings = LigerSettings(k=3, iterations=3, restarts=1)
     assert not factorise_stored(stored, settings).online
     assert max(read) <= 50
-    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: BYTES_PER_ENTRY * used - 1)
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: SHARE_BYTES_PER_ENTRY * used - 1)
     with caplog.at_level(logging.INFO, "neumf_assets"):
         found = factorise_stored(stored, settings.model_copy(update={"workers": 2}), launch=_never)
     assert found.online
     assert "in one process instead of 2" in caplog.text
+
+
+def test_processes_get_what_exceeds_the_budget_from_disk(
+    datasets: list[tuple[sp.csr_matrix, StoredScaled]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stored = [one for _, one in datasets]
+    settings = LigerSettings(k=3, iterations=5, restarts=2, trial_iterations=2, workers=2)
+    launch = LocalProcesses(threads=1, module="neumf_assets.core.liger.sharded")
+    work = tmp_path / "work"
+    (work / "scaled-killed" / "0").mkdir(parents=True)
+    in_memory = factorise_stored(stored, settings, launch=launch, folder=work)
+    share = SHARE_BYTES_PER_ENTRY * sum(one.nnz for one in stored) // 2
+    monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: share)
+
+    def whole(_: StoredScaled) -> None:
+        raise AssertionError("a dataset is read whole")
+
+    monkeypatch.setattr(StoredScaled, "whole", whole)
+    with caplog.at_level(logging.INFO, "neumf_assets"):
+        from_disk = factorise_stored(stored, settings, launch=launch, machines=2, folder=work)
+    assert "2 processes get their cells from disk" in caplog.text
+    assert not from_disk.online
+    for one, other in zip([in_memory.W, *in_memory.H], [from_disk.W, *from_disk.H], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not list(work.iterdir())
 
 
 def _never(*_: object) -> None:
