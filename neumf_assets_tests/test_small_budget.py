@@ -45,7 +45,7 @@ def test_a_study_that_may_hold_nothing_in_memory_is_computed_all_the_same(
     console = Console(record=True, width=300, force_terminal=False)
     assert run_study("tiny", str(tmp_path / "inbox"), console) == 0, console.export_text()
     expected = {
-        "raw_counts/ctrl": "Convert it to h5ad or Matrix Market",
+        "raw_counts/ctrl": "8192 cells are read at a time",
         "neumf_model/stim": "Windows of 64 cells are read from disk",
         "neumf_evaluation/ctrl": "Set evaluation.max_cells lower",
         "liger/factors": "it learns online",

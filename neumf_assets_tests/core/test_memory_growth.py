@@ -22,6 +22,7 @@ from neumf_assets.core.cells.integrated import describe_integrated, write_integr
 from neumf_assets.core.cells.neighbours import Neighbours, cell_graph, merged_cells
 from neumf_assets.core.counts.readers import parts
 from neumf_assets.core.counts.readers.read import store_counts
+from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import FILE, CountsWriter
 from neumf_assets.core.counts.stored import SomeCells, StoredCounts
 from neumf_assets.core.measure import measured
@@ -61,6 +62,15 @@ def market(cells, folder):
     (folder / "features.tsv").write_text("".join(f"g{i}\\n" for i in range(GENES)))
     return lambda: store_counts(folder, folder / "out")
 
+def text(cells, folder):
+    folder.mkdir()
+    names = [f"c{i}" for i in range(cells)]
+    table = pl.DataFrame({"": [f"g{i}" for i in range(GENES)]}).hstack(pl.from_numpy(drawn(cells).toarray().T, names))
+    table.write_csv(folder / "a.csv")
+    del table
+    settings = ReadSettings(orientation="genes_by_cells")
+    return lambda: store_counts(folder / "a.csv", folder / "out", settings)
+
 def graph(cells, folder):
     near = (np.arange(cells)[:, None] + np.r_[-10:0, 1:11]) % cells
     distances = np.tile(np.abs(np.r_[-10:0, 1:11]) / 100, (cells, 1)).astype(np.float32)
@@ -84,6 +94,7 @@ print(json.dumps(peaks))
     [
         ("integrated", 100 * 16),  # counts and their logarithms, both with their columns
         ("market", 100 * 24),  # the entries, as read and as checked
+        ("text", 100 * 24),
         ("graph", 1500),  # the graph of the cells
     ],
 )

@@ -172,7 +172,7 @@ IN_PARTS = [
 
 
 @pytest.mark.parametrize("name", IN_PARTS)
-def test_every_format_but_text_is_read_in_parts(
+def test_every_format_is_read_in_parts(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, settings = FORMATS[name]
@@ -213,16 +213,28 @@ def test_genomes_of_a_10x_file_are_joined_in_every_part(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_counts(tmp_path / "stored").X.toarray(), whole.X.toarray())
 
 
-@pytest.mark.parametrize("name", ["csv, genes by cells", "tsv.gz with Windows line ends"])
-def test_a_table_of_text_warns_before_it_is_read_at_once(
-    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(
+    "name", ["csv, genes by cells", "csv, cells by genes", "tsv.gz with Windows line ends"]
+)
+def test_refusals_of_a_table_of_text_in_parts_are_those_of_the_whole(tmp_path: Path, name: str) -> None:
     write, settings = FORMATS[name]
-    stored = store_counts(write(tmp_path, CASE), tmp_path / "stored", settings)
-    assert stored.shape == (CELLS, GENES)
-    [said] = caplog.records
-    assert said.levelno == logging.WARNING
-    assert "Convert it to h5ad or Matrix Market" in said.getMessage()
+    values = counts()
+    values[17, 3] = -2
+    path = write(tmp_path, Case(values, CASE.cells, CASE.genes))
+    with pytest.raises(BadInput) as whole:
+        read_counts(path, settings)
+    with pytest.raises(BadInput) as parted:
+        store_counts(path, tmp_path / "out", settings)
+    assert str(parted.value) == str(whole.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_labels_file_tells_cells_from_genes_in_parts_too(tmp_path: Path) -> None:
+    path = FORMATS["csv, genes by cells"][0](tmp_path, CASE)
+    table = pd.DataFrame({"cell": list(CASE.cells), "type": ["T"] * CELLS})
+    table.to_csv(tmp_path / "ctrl.labels.csv", index=False)
+    assert store_counts(path, tmp_path / "out").shape == read_counts(path).shape == (CELLS, GENES)
+    assert load_counts(tmp_path / "out").obs["type"].tolist() == ["T"] * CELLS
 
 
 def test_entries_of_a_table_of_text_are_estimated_from_its_beginning(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ decimals, exponents as R writes them (``1e+05``).
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -64,6 +66,11 @@ class _Parts:
     values: list[NDArray[np.float64]] = field(default_factory=list)
     lines: int = 1
 
+    @property
+    def pointers(self) -> Positions:
+        """Where each row begins among the entries, and where the last one ends."""
+        return np.concatenate([[0], np.cumsum(np.concatenate(self.lengths))])
+
 
 @dataclass(frozen=True)
 class _Fields:
@@ -99,6 +106,68 @@ def read_delimited(path: Path, given: str, orientation: Orientation, labelled: N
     BadInput
         When the file is empty, cut short, ragged, or holds something that is no number.
     """
+    parts = _Parts()
+    for layout in _scanned(path, given, parts):
+        columns = layout.columns
+    data, indices = np.concatenate(parts.values), np.concatenate(parts.columns)
+    raw, genes_first = _described(parts, columns, orientation, labelled)
+    matrix = sparse.csr_matrix((data, indices, parts.pointers), shape=(parts.lines - 1, len(columns)))
+    raw.X = matrix.T.tocsr() if genes_first else matrix
+    return raw
+
+
+def spill_delimited(
+    path: Path, given: str, orientation: Orientation, labelled: Names | None, folder: Path
+) -> tuple[RawMatrix, dict[str, Any], bool]:
+    """Read a matrix of text with its entries into files.
+
+    Parameters
+    ----------
+    path, given, orientation, labelled
+        As :func:`read_delimited`.
+    folder
+        Takes the entries, 12 bytes each.
+
+    Returns
+    -------
+    tuple
+        The matrix without its entries; the file's own rows, compressed (``data``, ``indices``, ``indptr``), read where
+        they are used; whether these are genes.
+
+    Raises
+    ------
+    BadInput
+        As :func:`read_delimited`.
+    """
+    parts, places = _Parts(), {name: folder / name for name in ("data", "indices")}
+    with places["data"].open("wb") as data, places["indices"].open("wb") as indices:
+        for layout in _scanned(path, given, parts):
+            columns = layout.columns
+            for found, file in ((parts.values, data), (parts.columns, indices)):
+                for part in found:
+                    part.tofile(file)
+                found.clear()
+    raw, genes_first = _described(parts, columns, orientation, labelled)
+    kinds = {"data": np.float64, "indices": np.int32}
+    element: dict[str, Any] = {name: FileVector(places[name], np.dtype(kind)) for name, kind in kinds.items()}
+    return raw, element | {"indptr": parts.pointers}, genes_first
+
+
+class FileVector:
+    """Numbers in a plain file, of which slices are read; a mapping's pages would count as the process's memory."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._path, self.dtype, self.ndim = path, dtype, 1
+        self.shape = (path.stat().st_size // dtype.itemsize,)
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        """Read a slice of consecutive numbers."""
+        start, stop, _ = part.indices(self.shape[0])
+        return np.fromfile(self._path, self.dtype, stop - start, offset=start * self.dtype.itemsize)
+
+
+def _scanned(path: Path, given: str, parts: _Parts) -> Iterator[_Layout]:
+    """Scan a file; tell its layout after each block that has been added to ``parts``."""
     blocks = line_blocks(path, given)
     first = next(blocks, b"")
     header_line, _, rest = first.partition(b"\n")
@@ -110,10 +179,9 @@ def read_delimited(path: Path, given: str, orientation: Orientation, labelled: N
     if not first_line:
         raise BadInput(given, "line 2", "is empty" if rest else "is missing", "Write the first row there")
     layout = _layout(header_line, first_line.removesuffix(b"\r"), given)
-    parts = _Parts()
     for block in chain([rest], blocks):
         _scan(block, layout, parts)
-    return _assemble(parts, layout.columns, orientation, labelled)
+        yield layout
 
 
 def estimated_entries(path: Path, given: str) -> int:
@@ -277,20 +345,22 @@ def _row_names(text: Bytes, ends: Positions, width: int, lines: int, given: str)
     return names
 
 
-def _assemble(parts: _Parts, columns: Names, orientation: Orientation, labelled: Names | None) -> RawMatrix:
+def _described(
+    parts: _Parts, columns: Names, orientation: Orientation, labelled: Names | None
+) -> tuple[RawMatrix, bool]:
+    """Give the matrix without its entries, and whether the file's rows are genes."""
     rows = np.asarray(pl.concat(parts.names).to_list(), dtype=object)
-    data, indices = np.concatenate(parts.values), np.concatenate(parts.columns)
-    indptr = np.concatenate([[0], np.cumsum(np.concatenate(parts.lengths))])
-    matrix = sparse.csr_matrix((data, indices, indptr), shape=(len(rows), len(columns)))
     side, rule = decide(rows, columns, labelled, orientation)
     genes_first = side == "genes_by_cells"
-    return RawMatrix(
-        X=matrix.T.tocsr() if genes_first else matrix,
-        cells=columns if genes_first else rows,
-        genes=rows if genes_first else columns,
+    cells, genes = (columns, rows) if genes_first else (rows, columns)
+    raw = RawMatrix(
+        X=sparse.csr_matrix((len(cells), len(genes))),
+        cells=cells,
+        genes=genes,
         format="delimited text",
         rows="genes" if genes_first else "cells",
         header_rows=1,
         header_columns=1,
         notes={"orientation": side, "orientation_rule": rule},
     )
+    return raw, genes_first

@@ -1,4 +1,4 @@
-"""Files that are too large for memory, read and stored some cells at a time: all formats but tables of text."""
+"""Files that are too large for memory, read and stored some cells at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy import sparse
 from neumf_assets.core import memory
 from neumf_assets.core.counts.discover import Triple
 from neumf_assets.core.counts.readers.anndata_files import described, layout_of, shape_of
-from neumf_assets.core.counts.readers.delimited import estimated_entries
+from neumf_assets.core.counts.readers.delimited import estimated_entries, spill_delimited
 from neumf_assets.core.counts.readers.hdf5 import (
     loom_place,
     read_loom,
@@ -33,6 +33,7 @@ from neumf_assets.core.counts.readers.market import (
     spilled,
 )
 from neumf_assets.core.counts.readers.matrix import (
+    Names,
     RawMatrix,
     check_dense,
     dense_cells,
@@ -165,13 +166,9 @@ def market_too_large(root: Path, triple: Triple, given: str, settings: ReadSetti
     return _exceeds(promised_entries(root, triple, given), BLOCK_CELLS, given, settings)
 
 
-def warn_of_text(path: Path, given: str) -> None:
-    """Warn where a table of text will exceed the memory budget: it is read at once."""
-    memory.warn_if_exceeds(
-        BYTES_PER_ENTRY * estimated_entries(path, given),
-        f"Reading {given}",
-        "Convert it to h5ad or Matrix Market, which are read in parts.",
-    )
+def text_too_large(path: Path, given: str, settings: ReadSettings) -> bool:
+    """Tell whether a table of text is to be read in parts, as :func:`too_large`."""
+    return _exceeds(estimated_entries(path, given), BLOCK_CELLS, given, settings)
 
 
 def _exceeds(entries: int, block_cells: int, given: str, settings: ReadSettings) -> bool:
@@ -267,6 +264,25 @@ def _dense(whole: RawMatrix, array: Any, given: str, place: str, axis: int) -> P
     return Parted(whole, round(share * cells * genes), parts)
 
 
+def store_text_in_parts(
+    path: Path, given: str, settings: ReadSettings, labelled: Names | None, folder: Path, finish: Finish
+) -> Stored:
+    """Check and store a table of text block by block, as :func:`store_in_parts` does.
+
+    ``labelled`` are the cells that are named in the labels file, where there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=SORTED, dir=folder) as name:
+        scratch = Path(name)
+        whole, element, genes_first = spill_delimited(path, given, settings.orientation, labelled, scratch)
+        shape = (len(whole.cells), len(whole.genes))
+        if genes_first:
+            parts = _sorted_columns(element, shape, BLOCK_CELLS, scratch, given, "")
+        else:
+            parts = _rows(element, shape, BLOCK_CELLS, given, "")
+        return _stored(whole, parts, given, settings, folder, finish)
+
+
 def store_market_in_parts(
     root: Path, triple: Triple, given: str, settings: ReadSettings, folder: Path, finish: Finish
 ) -> Stored:
@@ -325,8 +341,8 @@ def _cut(whole: RawMatrix, X: Any, start: int, stop: int) -> RawMatrix:
         genes=whole.genes,
         format=whole.format,
         rows=whole.rows,
-        header_rows=start if whole.rows == "cells" else 0,
-        header_columns=start if whole.rows == "genes" else 0,
+        header_rows=whole.header_rows + (start if whole.rows == "cells" else 0),
+        header_columns=whole.header_columns + (start if whole.rows == "genes" else 0),
         gene_ids=whole.gene_ids,
         notes=whole.notes,
     )

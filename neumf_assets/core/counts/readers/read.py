@@ -20,7 +20,7 @@ from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_ann
 from neumf_assets.core.counts.readers.delimited import read_delimited
 from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
 from neumf_assets.core.counts.readers.market import read_market
-from neumf_assets.core.counts.readers.matrix import RawMatrix
+from neumf_assets.core.counts.readers.matrix import Names, RawMatrix
 from neumf_assets.core.counts.readers.parts import (
     SORTED,
     Parted,
@@ -30,9 +30,10 @@ from neumf_assets.core.counts.readers.parts import (
     market_too_large,
     store_in_parts,
     store_market_in_parts,
+    store_text_in_parts,
     tenx_parted,
+    text_too_large,
     too_large,
-    warn_of_text,
 )
 from neumf_assets.core.counts.readers.source import FETCHED, Source, fetched
 from neumf_assets.core.counts.settings import ReadSettings
@@ -128,6 +129,9 @@ def store_counts(
 
         if files.triple and market_too_large(files.path, files.triple, files.given, settings):
             return store_market_in_parts(files.path, files.triple, files.given, settings, folder, finish)
+        if _is_text(files) and text_too_large(files.path, files.given, settings):
+            labelled = _labelled(table)
+            return store_text_in_parts(files.path, files.given, settings, labelled, folder, finish)
         with _parted(files, settings) as parted:
             if parted is not None:
                 return store_in_parts(parted, files.given, settings, folder, finish)
@@ -147,8 +151,6 @@ def _parted(files: Source, settings: ReadSettings) -> Iterator[Parted | None]:
             found = anndata_parted(store, files.given, settings.layer, "AnnData-Zarr")
         elif files.triple is None and _is_hdf5(files.path):
             found = _parted_hdf5(stack.enter_context(opened(files.path, files.given)), files, settings)
-        elif files.triple is None:
-            warn_of_text(files.path, files.given)
         yield found if found is not None and too_large(found, files.given, settings) else None
 
 
@@ -198,8 +200,16 @@ def _read(files: Source, settings: ReadSettings, labels: pl.DataFrame | None) ->
             return read_anndata(store, files.given, settings.layer, "AnnData-Zarr")
     if _is_hdf5(files.path):
         return _read_hdf5(files, settings)
-    labelled = np.asarray(labels[CELL].to_list(), dtype=object) if labels is not None else None
-    return read_delimited(files.path, files.given, settings.orientation, labelled)
+    return read_delimited(files.path, files.given, settings.orientation, _labelled(labels))
+
+
+def _labelled(labels: pl.DataFrame | None) -> Names | None:
+    """The cells that a labels file names."""
+    return None if labels is None else np.asarray(labels[CELL].to_list(), dtype=object)
+
+
+def _is_text(files: Source) -> bool:
+    return files.triple is None and not files.path.is_dir() and not _is_hdf5(files.path)
 
 
 def _is_hdf5(path: Path) -> bool:
