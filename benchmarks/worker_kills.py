@@ -235,6 +235,8 @@ class Campaign:
             run = self._run(self.draw(kind))
             ended = run.to_the_end(_PATIENCE + 10 * self.seconds)
             self._add(tally, run, ended)
+            if not run.met:
+                self.seconds = run.seconds  # undisturbed, too: the machine may have become slower or faster
             shutil.rmtree(run.folder)
         return tally
 
