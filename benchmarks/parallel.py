@@ -55,8 +55,8 @@ def launches() -> Iterator[tuple[str, Launch]]:
         from neumf_assets.ray_training import RayWorkers
         from neumf_assets_tests.ray_cluster import two_nodes
 
-        with two_nodes():
-            yield "Ray, two nodes", RayWorkers(restarts=0)
+        with two_nodes() as cluster:
+            yield "Ray, two nodes", RayWorkers(restarts=0, address=cluster.address)
 
 
 def main(quick: bool = False) -> dict[str, Any]:

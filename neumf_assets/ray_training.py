@@ -75,7 +75,9 @@ class RayWorkers:
     cpus, gpu
         What each worker asks for.
     restarts
-        How often lost workers are replaced.
+        How often lost workers are replaced: all are started again, over a new connection to the cluster. Over a
+        connection that was there before it is Ray Train that does so, which gives up where a worker is lost in
+        the moment when it is given its work.
     address
         The cluster; ``None``: ``RAY_ADDRESS``, inside a Ray job its own cluster.
     module
@@ -98,25 +100,46 @@ class RayWorkers:
         """
         import ray
 
-        if not ray.is_initialized():
+        own, failures = not ray.is_initialized(), list[Exception]()
+        while len(failures) <= (self.restarts if own else 0):
+            if own:
+                self._connect()
             try:
-                ray.init(address=self.address or "auto", log_to_driver=False, configure_logging=False)
-            except ConnectionError as error:
-                raise NeumfError(
-                    f"workers: no Ray cluster at {self.address or os.environ.get('RAY_ADDRESS') or 'auto'} "
-                    f"({error}); set RAY_ADDRESS, or workers to 1"
-                ) from None
+                failure = self._attempt(folder, size, poll, restarts=0 if own else self.restarts)
+            finally:
+                if own:
+                    ray.shutdown()  # and so ends what is left of the attempt, which has the next one's processors
+            if failure is None:
+                return
+            failures.append(failure)
+        raise NeumfError(
+            f"parallel training on Ray failed in {self.restarts + 1} attempts, last because {failures[-1]}. "
+            "Started again, it goes on from its last checkpoint."
+        ) from failures[-1]
+
+    def _connect(self) -> None:
+        import ray
+
+        try:
+            ray.init(address=self.address or "auto", log_to_driver=False, configure_logging=False)
+        except ConnectionError as error:
+            raise NeumfError(
+                f"workers: no Ray cluster at {self.address or os.environ.get('RAY_ADDRESS') or 'auto'} "
+                f"({error}); set RAY_ADDRESS, or workers to 1"
+            ) from None
+
+    def _attempt(self, folder: Path, size: int, poll: Callable[[], None], restarts: int) -> Exception | None:
+        """Run all workers; return what kept them from coming to the end."""
         failures: list[Exception] = []
-        thread = threading.Thread(target=self._fit, args=(folder, size, failures), daemon=True)
+        thread = threading.Thread(target=self._fit, args=(folder, size, restarts, failures), daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             poll()
         shutil.rmtree(folder / "ray", ignore_errors=True)
-        if failures:
-            raise NeumfError(f"parallel training on Ray failed: {failures[0]}") from failures[0]
+        return failures[0] if failures else None
 
-    def _fit(self, folder: Path, size: int, failures: list[Exception]) -> None:
+    def _fit(self, folder: Path, size: int, restarts: int, failures: list[Exception]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -134,10 +157,10 @@ class RayWorkers:
                 run_config=RunConfig(
                     name=uuid.uuid4().hex,  # a name that was used before would be continued
                     storage_path=str(folder.absolute() / "ray"),
-                    failure_config=FailureConfig(max_failures=self.restarts),
+                    failure_config=FailureConfig(max_failures=restarts),
                 ),
             ).fit()
-        except Exception as error:  # raised again by the thread that waits
+        except Exception as error:  # told by the thread that waits
             failures.append(error)
 
 

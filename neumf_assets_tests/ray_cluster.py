@@ -18,10 +18,9 @@ VARIABLES = {
 
 @contextmanager
 def two_nodes() -> Iterator[Any]:
-    """Start two nodes with one processor each, on loopback, and connect to them; yield the cluster."""
+    """Start two nodes with one processor each, on loopback; yield the cluster."""
     before = dict(os.environ)
     os.environ |= VARIABLES
-    import ray
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "node_ip_address": "127.0.0.1"}
@@ -29,10 +28,8 @@ def two_nodes() -> Iterator[Any]:
     try:
         cluster.add_node(**node)
         cluster.wait_for_nodes()
-        ray.init(cluster.address, log_to_driver=False, configure_logging=False)
         yield cluster
     finally:
-        ray.shutdown()
         cluster.shutdown()
         os.environ.clear()
         os.environ.update(before)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,18 +33,18 @@ def cluster() -> Iterator[Any]:
         yield cluster
 
 
-def workers_by_node(cluster: Any) -> list[list[int]]:
-    """Process ids of Ray Train's workers on each node."""
+def workers_by_node(cluster: Any, name: str = "TrainWorker") -> list[list[int]]:
+    """Process ids of Ray Train's workers, or of what else has that name, on each node."""
     found = []
     for node in cluster.list_all_nodes():
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        found.append([one.pid for one in raylet.children(recursive=True) if _is_worker(one)])
+        found.append([one.pid for one in raylet.children(recursive=True) if _is_called(one, name)])
     return found
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def _is_called(process: psutil.Process, name: str) -> bool:
     try:
-        return any("TrainWorker" in part for part in process.cmdline())
+        return any(name in part for part in process.cmdline())
     except psutil.Error:
         return False  # it has ended meanwhile
 
@@ -73,7 +76,7 @@ def test_workers_on_two_nodes_train_one_model_and_a_killed_one_is_replaced(
     mended = train(
         counts,
         settings,
-        training=ParallelTraining(2, RayWorkers()),
+        training=ParallelTraining(2, RayWorkers(address=cluster.address)),
         checkpoint_dir=tmp_path / "scratch",
         progress=watch,
     )
@@ -84,6 +87,124 @@ def test_workers_on_two_nodes_train_one_model_and_a_killed_one_is_replaced(
         np.testing.assert_array_equal(mended.tables[name].numpy(), table.numpy(), err_msg=name)
     np.testing.assert_allclose(mended.predict(), alone.predict(), rtol=1e-3)
     assert not list((tmp_path / "scratch").iterdir())
+
+
+class KillsEarly(threading.Thread):
+    """Kills the worker on one node once, as soon as it is there: before the workers have met."""
+
+    def __init__(self, cluster: Any, node: int) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.node, self.killed, self.over = cluster, node, 0, False
+
+    def run(self) -> None:
+        """Wait and kill."""
+        while not self.killed and not self.over:
+            for pid in workers_by_node(self.cluster)[self.node]:
+                os.kill(pid, signal.SIGKILL)
+                self.killed = pid
+            time.sleep(0.01)
+
+
+def test_a_worker_killed_before_the_workers_have_met_is_replaced(cluster: Any, tmp_path: Path) -> None:
+    counts, settings = low_rank()[0], changed(kind="gmf", epochs=3)
+    local = train(counts, settings, training=ParallelTraining(2, LocalProcesses(threads=1)))
+    killing = KillsEarly(cluster, node=1)
+    killing.start()
+    try:
+        mended = train(
+            counts,
+            settings,
+            training=ParallelTraining(2, RayWorkers(address=cluster.address)),
+            checkpoint_dir=tmp_path / "scratch",
+        )
+    finally:
+        killing.over = True
+        killing.join()
+    assert killing.killed
+    for name, table in local.tables.items():
+        np.testing.assert_array_equal(mended.tables[name].numpy(), table.numpy(), err_msg=name)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+class FatalOnce(str):
+    """The name of a module; the first worker that unpickles it is killed."""
+
+    marker: Path
+
+    def __reduce__(self) -> Any:
+        """Pickle as a call of :func:`_named`."""
+        return _named, (str(self), self.marker)
+
+
+def _named(module: str, marker: Path) -> str:
+    if _is_called(psutil.Process(), "TrainWorker"):
+        with contextlib.suppress(FileExistsError):
+            marker.touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return module
+
+
+def test_a_worker_killed_as_it_gets_its_work_is_replaced(cluster: Any, tmp_path: Path) -> None:
+    counts, settings = low_rank()[0], changed(kind="gmf", epochs=3)
+    local = train(counts, settings, training=ParallelTraining(2, LocalProcesses(threads=1)))
+    module = FatalOnce(RayWorkers().module)
+    module.marker = tmp_path / "killed"
+    training = ParallelTraining(2, RayWorkers(address=cluster.address, module=module))
+    mended = train(counts, settings, training=training, checkpoint_dir=tmp_path / "scratch")
+    assert module.marker.exists()
+    for name, table in local.tables.items():
+        np.testing.assert_array_equal(mended.tables[name].numpy(), table.numpy(), err_msg=name)
+
+
+def test_the_process_that_looks_after_the_workers_is_replaced_too(cluster: Any, tmp_path: Path) -> None:
+    counts, settings = low_rank()[0], changed(kind="gmf", epochs=150, checkpoint_seconds=0.0)
+    local = train(counts, settings, training=ParallelTraining(2, LocalProcesses(threads=1)))
+    killed: list[int] = []
+    epochs: list[int] = []
+
+    def kill_once(stage: str, done: int, total: int, **figures: float) -> None:
+        epochs.append(done)
+        if not killed:
+            killed.extend(pid for node in workers_by_node(cluster, "TrainController") for pid in node)
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    mended = train(
+        counts,
+        settings,
+        training=ParallelTraining(2, RayWorkers(address=cluster.address)),
+        checkpoint_dir=tmp_path / "scratch",
+        progress=kill_once,
+    )
+    assert len(killed) == 1
+    assert epochs.count(1) == 1, "continued, not begun anew"
+    for name, table in local.tables.items():
+        np.testing.assert_array_equal(mended.tables[name].numpy(), table.numpy(), err_msg=name)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_training_that_was_broken_off_leaves_no_workers_and_goes_on(cluster: Any, tmp_path: Path) -> None:
+    counts, settings = low_rank()[0], changed(kind="gmf", epochs=150, checkpoint_seconds=0.0)
+    training = ParallelTraining(2, RayWorkers(address=cluster.address))
+
+    def stop(stage: str, done: int, total: int, **figures: float) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(counts, settings, training=training, checkpoint_dir=tmp_path, progress=stop)
+    until = time.monotonic() + 60
+    while any(workers_by_node(cluster)):
+        assert time.monotonic() < until, "workers go on"
+        time.sleep(0.1)
+    epochs: list[int] = []
+
+    def note(stage: str, done: int, total: int, **figures: float) -> None:
+        epochs.append(done)
+
+    train(counts, settings, training=training, checkpoint_dir=tmp_path, progress=note)
+    assert epochs[0] > 3
+    assert epochs[-1] == 150
 
 
 def test_who_trains_follows_workers_and_executor(monkeypatch: pytest.MonkeyPatch) -> None:
