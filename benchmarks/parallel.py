@@ -19,10 +19,19 @@ from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import fit
 
 KINDS = ("gmf", "neumf")
+CASES = ((16_000, 256), (4000, 1024), (16_000, 1024))
+"""Cells, and how many of them all workers together take in a step: with more, sums are rarer."""
+QUICK_CASES = ((1000, 256), (4000, 256))
 
 
 def train_by(
-    workers: int, cells: int, genes: int, kind: str, epochs: int, launch: Launch | None = None
+    workers: int,
+    cells: int,
+    genes: int,
+    kind: str,
+    epochs: int,
+    launch: Launch | None = None,
+    step_cells: int = 256,
 ) -> tuple[float, ParallelTraining]:
     """Train on simulated counts; return pairs per second of the quickest epoch, and the training.
 
@@ -34,7 +43,8 @@ def train_by(
         epochs=epochs,
         pretrain="none",
         validation_share=0.0,
-        block_cells=256,
+        block_cells=step_cells,
+        gmf_size=32,
         threads=1,
     )
     training = ParallelTraining(workers, launch or LocalProcesses(restarts=0, threads=1))
@@ -64,13 +74,14 @@ def main(quick: bool = False) -> dict[str, Any]:
     rows = []
     for where, launch in launches():
         for kind in KINDS:
-            for cells in (1000, 4000) if quick else (4000, 16_000):
-                one, _ = train_by(1, cells, genes, kind, epochs, launch)
-                two, training = train_by(2, cells, genes, kind, epochs, launch)
+            for cells, step_cells in QUICK_CASES if quick else CASES:
+                one, _ = train_by(1, cells, genes, kind, epochs, launch, step_cells)
+                two, training = train_by(2, cells, genes, kind, epochs, launch, step_cells)
                 row = {
                     "workers": where,
                     "kind": kind,
                     "cells": cells,
+                    "cells_of_a_step": step_cells,
                     "genes": genes,
                     "one_pairs_per_second": harness.significant(one),
                     "two_pairs_per_second": harness.significant(two),
@@ -80,7 +91,10 @@ def main(quick: bool = False) -> dict[str, Any]:
                 harness.say(row)
                 rows.append(row)
     ratios = {
-        f"speed-up, {row['workers']}, {row['kind']}, {row['cells']} cells": row["speed_up"] for row in rows
+        f"speed-up, {row['workers']}, {row['kind']}, {row['cells']} cells, {row['cells_of_a_step']} in a step": row[
+            "speed_up"
+        ]
+        for row in rows
     }
     return {
         "title": "data-parallel training, two workers against one, one thread each (simulated counts)",

@@ -57,18 +57,20 @@ def _clusters(arm: Arm) -> Stage:
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
         settings, nodes = step.study.clusters, None
-        most = graph_nodes(len(cells.cells), settings)
-        if len(cells.cells) > most:
+        names, embedding = cells.cells[["cell", "dataset"]], cells.embedding
+        most = graph_nodes(len(names), settings)
+        if len(names) > most:
             nodes = merged_cells(cells.neighbours, most)
         graph = cell_graph(cells.neighbours, settings, nodes)
-        found = cluster_cells(cells.embedding, graph, settings, nodes=nodes, progress=step.progress)
+        del cells  # the neighbours are as large as their graph
+        found = cluster_cells(embedding, graph, settings, nodes=nodes, progress=step.progress)
         methods = [str(name) for name in found if not str(name).startswith("leiden_r")]
         figures = {f"{name}_clusters": int(found[name].nunique()) for name in methods} | {"rows": len(found)}
         figures["graph_nodes"] = graph.shape[0]
         modules = _gene_modules(step, arm)
 
         def save(folder: Path) -> None:
-            _save_table(folder, "clusters", cells, found)
+            _save_table(folder, "clusters", names, found)
             if modules is not None:
                 modules.to_parquet(folder / "gene_modules.parquet")
 
@@ -242,15 +244,14 @@ def _coordinates(step: Step, cells: "CellEmbedding") -> "pd.DataFrame":
 
 
 def _save_map(folder: Path, cells: "CellEmbedding", coordinates: "pd.DataFrame", picture: bytes) -> None:
-    _save_table(folder, "umap", cells, coordinates)
+    _save_table(folder, "umap", cells.cells[["cell", "dataset"]], coordinates)
     (folder / "umap.png").write_bytes(picture)
 
 
-def _save_table(folder: Path, name: str, cells: "CellEmbedding", columns: "pd.DataFrame") -> None:
+def _save_table(folder: Path, name: str, names: "pd.DataFrame", columns: "pd.DataFrame") -> None:
     import pandas as pd
 
-    own = cells.cells[["cell", "dataset"]]
-    table = pd.concat([own, columns.reset_index(drop=True)], axis=1)
+    table = pd.concat([names, columns.reset_index(drop=True)], axis=1)
     table.to_parquet(folder / f"{name}.parquet", index=False)
 
 

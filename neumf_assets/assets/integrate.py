@@ -269,19 +269,19 @@ def _aligned(arm: Arm) -> Stage:
         Within each group of matching cells, the loadings of every dataset are given the distribution of the
         largest dataset. With each cell's nearest neighbours in this space.
         """
-        import numpy as np
-
-        from neumf_assets.core.cells.store import cell_table
-        from neumf_assets.core.liger.align import align
-        from neumf_assets.core.liger.store import NamedFactors
-
-        factors = NamedFactors.load(step.one(f"{arm}/factors").path)
-        aligned = align(factors.result.H, step.study.liger, factors.datasets)
-        with stored_counts(step) as counts:
-            cells = cell_table(counts)
-        return _embedding_product(step, cells, np.vstack(aligned))
+        return _embedding_product(step, _aligned_loadings(step, arm))
 
     return cell_embedding
+
+
+def _aligned_loadings(step: Step, arm: Arm) -> np.ndarray:
+    import numpy as np
+
+    from neumf_assets.core.liger.align import align
+    from neumf_assets.core.liger.store import NamedFactors
+
+    factors = NamedFactors.load(step.one(f"{arm}/factors").path)
+    return np.vstack(align(factors.result.H, step.study.liger, factors.datasets))
 
 
 @stage(
@@ -354,29 +354,31 @@ def ineumf_cell_embedding(step: Step) -> Product:
     The model's cell embeddings, in the metric of the genes; Harmony moves each dataset's cells so that cells
     of one kind come to lie together. With each cell's nearest neighbours.
     """
+    return _embedding_product(step, _common_space(step))
+
+
+def _common_space(step: Step) -> np.ndarray:
     from neumf_assets.core.cells.align import harmony_align
     from neumf_assets.core.cells.store import DATASET, cell_table
     from neumf_assets.core.neumf.model import NeuMFModel
 
     model = NeuMFModel.load(step.one("ineumf/model").path)
     with stored_counts(step) as counts:
-        cells = cell_table(counts)
-    batch = cells[step.study.batch_column or DATASET].to_numpy(str)
+        batch = cell_table(counts)[step.study.batch_column or DATASET].to_numpy(str)
     # Distances in the tower's own embedding tell nothing of the cells' types where there is a GMF part.
     part: Part = "mlp" if model.settings.kind == "mlp" else "gmf"
-    embedding = harmony_align(model.cell_embedding(part, metric="gene"), batch, step.study.align)
-    return _embedding_product(step, cells, embedding)
+    return harmony_align(model.cell_embedding(part, metric="gene"), batch, step.study.align)
 
 
-def _embedding_product(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -> Product:
+def _embedding_product(step: Step, embedding: np.ndarray) -> Product:
     from neumf_assets.core.cells.neighbours import find_neighbours, neighbour_bytes, neighbours_needed
-    from neumf_assets.core.cells.store import CellEmbedding
+    from neumf_assets.core.cells.store import CellEmbedding, cell_table
 
-    study = step.study
-    needed = neighbours_needed(study.clusters, study.umap, study.metrics, len(cells))
+    study, n_cells = step.study, len(embedding)
+    needed = neighbours_needed(study.clusters, study.umap, study.metrics, n_cells)
     memory.warn_if_exceeds(
-        neighbour_bytes(len(cells), embedding.shape[1], needed),
-        f"The neighbours of {len(cells)} cells",
+        neighbour_bytes(n_cells, embedding.shape[1], needed),
+        f"The neighbours of {n_cells} cells",
         "What is left of every cell is in memory in this and all later stages: give them a larger machine.",
     )
     neighbours = find_neighbours(
@@ -386,8 +388,9 @@ def _embedding_product(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -
         exact_up_to=study.clusters.exact_up_to,
         seed=study.clusters.seeds[0],
     )
-    found = CellEmbedding(cells, embedding, neighbours)
-    return Product(found.save, {"cells": len(cells), "dimensions": int(embedding.shape[1])})
+    with stored_counts(step) as counts:
+        found = CellEmbedding(cell_table(counts), embedding, neighbours)
+    return Product(found.save, {"cells": n_cells, "dimensions": int(embedding.shape[1])})
 
 
 def curve_of(step: Step, arm: str) -> Curves:

@@ -20,6 +20,7 @@ from neumf_assets.core.cells.settings import ClusterSettings, Metric
 from neumf_assets.core.progress import Progress, silent
 
 NOISE = "noise"
+_EDGES_AT_ONCE = 2_000_000
 _LEIDEN_COLUMN = re.compile(r"leiden_r(?P<resolution>[0-9.eE+-]+)_s(?P<seed>\d+)")
 # igraph draws from one generator per process
 _IGRAPH_RANDOM = threading.Lock()
@@ -211,18 +212,18 @@ def _strengths(graph: sp.spmatrix) -> np.ndarray:
 def _edges(graph: sp.spmatrix) -> tuple[igraph.Graph, np.ndarray]:
     """Give the graph to igraph: each edge once, with its weight."""
     rows = sp.csr_matrix(graph)
-    number = (rows.nnz + np.count_nonzero(rows.diagonal())) // 2
-    ends, weights, done = np.empty((number, 2), np.int64), np.empty(number), 0
+    edges, waiting, weights = igraph.Graph(n=rows.shape[0]), [], []
     for block in row_blocks(rows.shape[0]):
         upper = sp.triu(rows[block], k=block.start, format="coo")
-        own = slice(done, done := done + upper.nnz)
-        ends[own, 0], ends[own, 1] = upper.row + block.start, upper.col
+        ends = np.column_stack([upper.row + block.start, upper.col]).astype(np.int64)
         # what is on the diagonal counts an edge from both its ends, as igraph does with a loop
-        weights[own] = np.where(ends[own, 0] == ends[own, 1], upper.data / 2, upper.data)
-    edges = igraph.Graph(n=rows.shape[0])
-    # added to a graph, edges take a third of the memory that a graph made of them takes
-    edges.add_edges(ends[:done])
-    return edges, weights[:done]
+        weights.append(np.where(ends[:, 0] == ends[:, 1], upper.data / 2, upper.data))
+        waiting.append(ends)
+        # in parts: a graph that is made of all its edges at once takes several times the memory
+        if sum(map(len, waiting)) >= _EDGES_AT_ONCE or block.stop == rows.shape[0]:
+            edges.add_edges(np.concatenate(waiting))
+            waiting = []
+    return edges, np.concatenate(weights, dtype=np.float64)
 
 
 @contextmanager

@@ -235,7 +235,8 @@ def _plain(table: pd.DataFrame) -> dict[str, str]:
 def _unique_names(table: pd.DataFrame) -> list[str]:
     cells = table["cell"].astype(str)
     collides = cells.duplicated(keep=False)
-    names = cells.where(~collides, cells + "_" + table["dataset"].astype(str))
+    names = cells.to_numpy(object, copy=True)
+    names[collides] = cells[collides] + "_" + table.loc[collides, "dataset"].astype(str)
     return list(ad.utils.make_index_unique(pd.Index(names)))
 
 
