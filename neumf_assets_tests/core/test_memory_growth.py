@@ -94,7 +94,7 @@ print(json.dumps(peaks))
     [
         ("integrated", 100 * 16),  # counts and their logarithms, both with their columns
         ("market", 100 * 24),  # the entries, as read and as checked
-        ("text", 100 * 24),
+        ("text", 400 * 8 + 100 * 12),  # the table as it is read, and its counts
         ("graph", 1500),  # the graph of the cells
     ],
 )
