@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import shutil
+import sys
 import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from neumf_assets.core.neumf.train import Training
 
 POLL_SECONDS = 0.2
+DISCONNECT_SECONDS = 30.0
 NEUMF, INMF = "neumf_assets.core.neumf.parallel", "neumf_assets.core.liger.sharded"
 
 
@@ -75,9 +80,7 @@ class RayWorkers:
     cpus, gpu
         What each worker asks for.
     restarts
-        How often lost workers are replaced: all are started again, over a new connection to the cluster. Over a
-        connection that was there before it is Ray Train that does so, which gives up where a worker is lost in
-        the moment when it is given its work.
+        How often lost workers are replaced: all are started again.
     address
         The cluster; ``None``: ``RAY_ADDRESS``, inside a Ray job its own cluster.
     module
@@ -98,70 +101,97 @@ class RayWorkers:
         NeumfError
             If there is no cluster, or workers fail again and again.
         """
-        import ray
-
-        own, failures = not ray.is_initialized(), list[Exception]()
-        while len(failures) <= (self.restarts if own else 0):
-            if own:
-                self._connect()
-            try:
-                failure = self._attempt(folder, size, poll, restarts=0 if own else self.restarts)
-            finally:
-                if own:
-                    ray.shutdown()  # and so ends what is left of the attempt, which has the next one's processors
-            if failure is None:
+        failure = ""
+        for _ in range(self.restarts + 1):
+            failure = self._attempt(folder, size, poll)
+            if not failure:
                 return
-            failures.append(failure)
         raise NeumfError(
-            f"parallel training on Ray failed in {self.restarts + 1} attempts, last because {failures[-1]}. "
+            f"parallel training on Ray failed in {self.restarts + 1} attempts, last because {failure}. "
             "Started again, it goes on from its last checkpoint."
-        ) from failures[-1]
+        )
 
-    def _connect(self) -> None:
-        import ray
+    def _attempt(self, folder: Path, size: int, poll: Callable[[], None]) -> str:
+        """Run all workers from a process of their own; return what kept them from coming to the end.
 
+        With the process goes its connection to the cluster, and with that all that is left of the attempt. Ray
+        Train itself would replace lost workers, but gives up where one is lost as it is given its work; and Ray
+        crashes now and then while it disconnects.
+        """
+        context = multiprocessing.get_context("spawn")
+        told, tell = context.Pipe(duplex=False)
+        leader = context.Process(target=_lead, args=(self, folder.absolute(), size, self._cluster(), tell))
+        leader.start()
+        tell.close()
         try:
-            ray.init(address=self.address or "auto", log_to_driver=False, configure_logging=False)
-        except ConnectionError as error:
-            raise NeumfError(
-                f"workers: no Ray cluster at {self.address or os.environ.get('RAY_ADDRESS') or 'auto'} "
-                f"({error}); set RAY_ADDRESS, or workers to 1"
-            ) from None
+            while not told.poll(POLL_SECONDS):
+                poll()
+            outcome = json.loads(told.recv_bytes())
+            leader.join(DISCONNECT_SECONDS)
+        except EOFError:
+            leader.join(DISCONNECT_SECONDS)
+            outcome = {"failed": f"the process that leads the workers ended with {leader.exitcode}"}
+        finally:
+            leader.kill()
+            leader.join()
+            shutil.rmtree(folder / "ray", ignore_errors=True)
+        if "refused" in outcome:
+            raise NeumfError(outcome["refused"])
+        return str(outcome.get("failed", ""))
 
-    def _attempt(self, folder: Path, size: int, poll: Callable[[], None], restarts: int) -> Exception | None:
-        """Run all workers; return what kept them from coming to the end."""
-        failures: list[Exception] = []
-        thread = threading.Thread(target=self._fit, args=(folder, size, restarts, failures), daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            poll()
-        shutil.rmtree(folder / "ray", ignore_errors=True)
-        return failures[0] if failures else None
+    def _cluster(self) -> str:
+        """Return the cluster's address; within somebody's session with Ray that session's, if none is given."""
+        ray = sys.modules.get("ray")
+        if self.address is None and ray is not None and ray.is_initialized():
+            return str(ray.get_runtime_context().gcs_address)
+        return self.address or "auto"
 
-    def _fit(self, folder: Path, size: int, restarts: int, failures: list[Exception]) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+    def fit(self, folder: Path, size: int) -> None:
+        """Train over a connection to the cluster that is there."""
+        from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        try:
-            TorchTrainer(
-                worker,
-                train_loop_config={"folder": str(folder.absolute()), "module": self.module},
-                torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo", timeout_s=600),
-                scaling_config=ScalingConfig(
-                    num_workers=size,
-                    use_gpu=self.gpu,
-                    resources_per_worker={"CPU": self.cpus, **({"GPU": 1} if self.gpu else {})},
-                    placement_strategy="SPREAD",
-                ),
-                run_config=RunConfig(
-                    name=uuid.uuid4().hex,  # a name that was used before would be continued
-                    storage_path=str(folder.absolute() / "ray"),
-                    failure_config=FailureConfig(max_failures=restarts),
-                ),
-            ).fit()
-        except Exception as error:  # told by the thread that waits
-            failures.append(error)
+        TorchTrainer(
+            worker,
+            train_loop_config={"folder": str(folder), "module": self.module},
+            torch_config=TorchConfig(backend="nccl" if self.gpu else "gloo", timeout_s=600),
+            scaling_config=ScalingConfig(
+                num_workers=size,
+                use_gpu=self.gpu,
+                resources_per_worker={"CPU": self.cpus, **({"GPU": 1} if self.gpu else {})},
+                placement_strategy="SPREAD",
+            ),
+            run_config=RunConfig(
+                name=uuid.uuid4().hex,  # a name that was used before would be continued
+                storage_path=str(folder / "ray"),
+            ),
+        ).fit()
+
+
+def _lead(workers: RayWorkers, folder: Path, size: int, address: str, tell: Connection) -> None:
+    """Lead the workers of one attempt, in a process that ends with the one that started it."""
+    import ray
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    outcome = {}
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        workers.fit(folder, size)
+    except ConnectionError as error:
+        known = os.environ.get("RAY_ADDRESS") or address
+        outcome["refused"] = f"workers: no Ray cluster at {known} ({error}); set RAY_ADDRESS, or workers to 1"
+    except Exception as error:  # told by the process that waits
+        outcome["failed"] = str(error)
+    tell.send_bytes(json.dumps(outcome).encode())
+    tell.close()
+    ray.shutdown()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def worker(config: dict[str, Any]) -> None:

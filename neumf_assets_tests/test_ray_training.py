@@ -136,11 +136,13 @@ class FatalOnce(str):
         return _named, (str(self), self.marker)
 
 
-def _named(module: str, marker: Path) -> str:
+def _named(name: str, marker: Path) -> str:
     if _is_called(psutil.Process(), "TrainWorker"):
         with contextlib.suppress(FileExistsError):
             marker.touch(exist_ok=False)
             os.kill(os.getpid(), signal.SIGKILL)
+    module = FatalOnce(name)
+    module.marker = marker
     return module
 
 

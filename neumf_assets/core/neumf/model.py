@@ -254,9 +254,10 @@ class NeuMFModel:
         -------
         ``[cells, genes]`` float32.
         """
-        positions = np.arange(self.shape[0])[
-            cells if isinstance(cells, slice) else np.asarray(cells, np.intp)
-        ]
+        if isinstance(cells, slice):
+            positions = np.arange(*cells.indices(self.shape[0]))
+        else:
+            positions = np.arange(self.shape[0])[np.asarray(cells, np.intp)]
         columns = (
             None
             if genes is None
