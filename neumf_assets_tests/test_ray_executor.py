@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -27,7 +28,7 @@ from neumf_assets.settings import StudySettings
 from neumf_assets.step_requests import RAY_TAG, request_tags
 from neumf_assets.studies import find_or_register
 from neumf_assets_tests.conftest import need
-from neumf_assets_tests.e2e.servers import free_port
+from neumf_assets_tests.e2e.servers import free_port, wait_for
 
 TINY = """
 model: {epochs: 3, pretrain_epochs: 2, tower: [16, 8], gmf_size: 8, mlp_size: 8, threads: 1, workers: 2}
@@ -54,9 +55,22 @@ def jobs_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     arguments |= {"num_cpus": 2, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
     cluster = Cluster(initialize_head=True, head_node_args={**arguments, "memory": 2**30})
     try:
-        yield f"http://127.0.0.1:{port}"
+        address = f"http://127.0.0.1:{port}"
+        wait_for(lambda: _takes_jobs(address), "the cluster's agent for jobs")
+        yield address
     finally:
         cluster.shutdown()
+
+
+def _takes_jobs(address: str) -> bool:
+    """Whether a job can be submitted: the agent that takes them starts after the cluster, on a busy machine long
+    after."""
+    from ray.job_submission import JobSubmissionClient
+
+    with contextlib.suppress(RuntimeError, ConnectionError):
+        JobSubmissionClient(address).submit_job(entrypoint="true")
+        return True
+    return False
 
 
 @pytest.mark.e2e
@@ -101,7 +115,7 @@ def _ended_jobs(address: str) -> dict[str, dict[str, object]]:
     """The jobs of steps by step, once all have ended; a step is over a little before its job."""
     for _ in range(120):
         with urllib.request.urlopen(f"{address}/api/jobs/") as answer:
-            submitted = [job for job in json.load(answer) if job["submission_id"]]
+            submitted = [job for job in json.load(answer) if "dagster/op" in (job["metadata"] or {})]
         if all(job["status"] not in ("PENDING", "RUNNING") for job in submitted):
             break
         time.sleep(0.5)
