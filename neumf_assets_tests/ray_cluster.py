@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from neumf_assets.file_lock import FileLock
 
 OBJECT_STORE = 80 * 2**20
 VARIABLES = {
@@ -17,8 +22,25 @@ VARIABLES = {
 
 
 @contextmanager
+def only_cluster() -> Iterator[None]:
+    """Wait until no other test has a Ray cluster here: two of them would take each other's ports and jobs."""
+    lock = FileLock(Path(tempfile.gettempdir()) / "neumf-tests-ray.lock")
+    while not lock.acquire():
+        time.sleep(0.5)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def two_nodes() -> Iterator[Any]:
     """Start two nodes with one processor each, on loopback; yield the cluster."""
+    with only_cluster():
+        yield from _two_nodes()
+
+
+def _two_nodes() -> Iterator[Any]:
     before = dict(os.environ)
     os.environ |= VARIABLES
     from ray.cluster_utils import Cluster

@@ -29,6 +29,7 @@ from neumf_assets.step_requests import RAY_TAG, request_tags
 from neumf_assets.studies import find_or_register
 from neumf_assets_tests.conftest import need
 from neumf_assets_tests.e2e.servers import free_port, wait_for
+from neumf_assets_tests.ray_cluster import only_cluster
 
 TINY = """
 model: {epochs: 3, pretrain_epochs: 2, tower: [16, 8], gmf_size: 8, mlp_size: 8, threads: 1, workers: 2}
@@ -53,13 +54,14 @@ def jobs_address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     arguments = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
     arguments |= {"num_cpus": 2, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
-    cluster = Cluster(initialize_head=True, head_node_args={**arguments, "memory": 2**30})
-    try:
-        address = f"http://127.0.0.1:{port}"
-        wait_for(lambda: _takes_jobs(address), "the cluster's agent for jobs")
-        yield address
-    finally:
-        cluster.shutdown()
+    with only_cluster():
+        cluster = Cluster(initialize_head=True, head_node_args={**arguments, "memory": 2**30})
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_for(lambda: _takes_jobs(address), "the cluster's agent for jobs")
+            yield address
+        finally:
+            cluster.shutdown()
 
 
 def _takes_jobs(address: str) -> bool:
