@@ -16,9 +16,10 @@ from scipy.sparse import csr_matrix
 
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.sharded import inmf_by_workers
-from neumf_assets.core.neumf.parallel import Launch, LocalProcesses, ParallelTraining
+from neumf_assets.core.neumf.parallel import ParallelTraining
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import fit
+from neumf_assets.core.processes import Launch, LocalProcesses
 from neumf_assets.core.progress import Progress
 from neumf_assets.ray_training import INMF, NEUMF, RayWorkers
 
@@ -58,7 +59,7 @@ def lead(model: str, address: str | None, folder: Path, attempt: int) -> None:
         torch.set_num_threads(1)
         launch: Launch
         if address is None:
-            launch = LocalProcesses(threads=1, module=INMF if model == "iNMF" else NEUMF)
+            launch = LocalProcesses(INMF if model == "iNMF" else NEUMF, threads=1)
         else:
             launch = RayWorkers(address=address, module=INMF if model == "iNMF" else NEUMF)
         train = _neumf if model == "NeuMF" else _inmf

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from neumf_assets.core.neumf.parallel import Launch, LocalProcesses, ParallelTraining
+from neumf_assets.core.neumf.parallel import ParallelTraining
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import fit
+from neumf_assets.core.processes import Launch, LocalProcesses
+from neumf_assets.ray_training import NEUMF, RayWorkers
 
 KINDS = ("gmf", "neumf")
 CASES = ((16_000, 256), (4000, 1024), (16_000, 1024))
@@ -47,7 +49,7 @@ def train_by(
         gmf_size=32,
         threads=1,
     )
-    training = ParallelTraining(workers, launch or LocalProcesses(restarts=0, threads=1))
+    training = ParallelTraining(workers, launch or LocalProcesses(NEUMF, restarts=0, threads=1))
     model = fit(
         harness.simulated_counts(cells, genes),
         settings,
@@ -60,9 +62,8 @@ def train_by(
 
 def launches() -> Iterator[tuple[str, Launch]]:
     """Yield the ways to run workers; on Ray where it is installed."""
-    yield "processes", LocalProcesses(restarts=0, threads=1)
+    yield "processes", LocalProcesses(NEUMF, restarts=0, threads=1)
     if importlib.util.find_spec("ray"):
-        from neumf_assets.ray_training import RayWorkers
         from neumf_assets_tests.ray_cluster import two_nodes
 
         with two_nodes() as cluster:

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from neumf_assets.core.cgroup import memory_limit
+from neumf_assets.core.cgroup import memory_limit, usable_cpus
 from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.memory import budget
 from neumf_assets.core.store import Draft
 from neumf_assets.device_lock import describe_holder
 from neumf_assets.executors import executor
 from neumf_assets.file_lock import FileLock
-from neumf_assets.home import Home, requested_device, usable_cpus
+from neumf_assets.home import Home, requested_device
 from neumf_assets.orphans import dead_runs
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from neumf_assets.core.cgroup import usable_cpus
 from neumf_assets.core.errors import BadSettings
-from neumf_assets.home import Home, usable_cpus
+from neumf_assets.home import Home
 from neumf_assets.orphans import alive, forget_ended_runs
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from neumf_assets.core.cgroup import cpu_quota
+from neumf_assets.core.cgroup import usable_cpus
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.store import Store, write_atomically
 
@@ -115,13 +115,6 @@ class Home:
         for path, text in ((self.dagster / "dagster.yaml", settings), (self.workspace, _WORKSPACE_YAML)):
             if not path.exists():
                 write_atomically(path, text.encode())
-
-
-def usable_cpus() -> int:
-    """Processors that this process may use: its affinity, cut by its control groups' quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota()
-    return count if quota is None else min(count, max(1, int(quota)))
 
 
 def requested_device() -> str:

@@ -12,18 +12,17 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import dagster as dg
 
+from neumf_assets.core.processes import end_after
 from neumf_assets.file_lock import FileLock, is_dead, sign_of_life
 from neumf_assets.home import Home
 
 STEP_VARIABLE = "DAGSTER_RUN_STEP_KEY"  # set where a step has a pod or a job of a cluster for itself
 LOOK_SECONDS = 10.0
-KILLED = 137  # what a process that SIGKILL ends leaves as its status
 IN_PROGRESS = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 
 
@@ -41,23 +40,13 @@ def end_with_run(home: Home, instance: dg.DagsterInstance, run_id: str) -> None:
     ended or is to end. The run may be started once more, and would find its step at work already.
     """
     if os.environ.get(STEP_VARIABLE):
-        _once_over(lambda: _wait_for_end(instance, run_id))
+        end_after(lambda: _wait_for_end(instance, run_id))
         return
     parent = multiprocessing.parent_process()
     if parent is None or FileLock(home.run_locks / run_id).holder().get("pid") != parent.pid:
         return
 
-    _once_over(parent.join)
-
-
-def _once_over(wait: Callable[[], object]) -> None:
-    """End this process when the waiting is over."""
-
-    def end() -> None:
-        wait()
-        os._exit(KILLED)  # at once: computing in C, it hears no signal; nor does a container's first process
-
-    threading.Thread(target=end, name="ends-with-run", daemon=True).start()
+    end_after(parent.join)
 
 
 def _wait_for_end(instance: dg.DagsterInstance, run_id: str) -> None:
@@ -66,10 +55,19 @@ def _wait_for_end(instance: dg.DagsterInstance, run_id: str) -> None:
         time.sleep(LOOK_SECONDS)
         try:
             run = instance.get_run_by_id(run_id)
-        except Exception:  # whatever the database says while it is away: it may answer at the next look
-            continue
+        except Exception as error:
+            if not _database_is_away(error):
+                raise
+            continue  # it may answer at the next look
         if run is None or run.is_finished or run.status == dg.DagsterRunStatus.CANCELING:
             return
+
+
+def _database_is_away(error: Exception) -> bool:
+    """Whether SQLAlchemy raised it; dagster-postgres wraps that into an exception that has no kind of its own."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, SQLAlchemyError) or isinstance(error.__cause__, SQLAlchemyError)
 
 
 def process_is_gone(home: Home, run_id: str) -> bool:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import sys
-import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.core.errors import NeumfError
+from neumf_assets.core.processes import LocalProcesses, end_after, to_the_end
 
 if TYPE_CHECKING:
     from neumf_assets.core.liger.settings import LigerSettings
-    from neumf_assets.core.neumf.parallel import Launch
     from neumf_assets.core.neumf.settings import NeuMFSettings
     from neumf_assets.core.neumf.train import Training
+    from neumf_assets.core.processes import Launch
 
 POLL_SECONDS = 0.2
 DISCONNECT_SECONDS = 30.0
@@ -41,14 +41,14 @@ def training_of(settings: NeuMFSettings, device: str) -> Training | None:
     """
     if settings.workers == 1:
         return None
-    from neumf_assets.core.neumf.parallel import LocalProcesses, ParallelTraining
+    from neumf_assets.core.neumf.parallel import ParallelTraining
 
     if os.environ.get("NEUMF_EXECUTOR") == "ray":
         on_ray = RayWorkers(cpus=settings.threads or 1, gpu=device != "cpu")
         return ParallelTraining(settings.workers, on_ray)
     if device != "cpu":
         return None  # local workers would share one GPU, and be slower than one process
-    return ParallelTraining(settings.workers, LocalProcesses(threads=settings.threads))
+    return ParallelTraining(settings.workers, LocalProcesses(NEUMF, threads=settings.threads))
 
 
 def machines_of(settings: NeuMFSettings | LigerSettings) -> int:
@@ -60,11 +60,9 @@ def inmf_launch(settings: LigerSettings) -> Launch | None:
     """What runs the processes of integrative NMF; ``None``: the calling process factorises alone."""
     if settings.workers == 1:
         return None
-    from neumf_assets.core.neumf.parallel import LocalProcesses
-
     if os.environ.get("NEUMF_EXECUTOR") == "ray":
         return RayWorkers(cpus=settings.threads, module=INMF)
-    return LocalProcesses(threads=settings.threads, module=INMF)
+    return LocalProcesses(INMF, threads=settings.threads)
 
 
 @dataclass(frozen=True)
@@ -101,15 +99,7 @@ class RayWorkers:
         NeumfError
             If there is no cluster, or workers fail again and again.
         """
-        failure = ""
-        for _ in range(self.restarts + 1):
-            failure = self._attempt(folder, size, poll)
-            if not failure:
-                return
-        raise NeumfError(
-            f"parallel training on Ray failed in {self.restarts + 1} attempts, last because {failure}. "
-            "Started again, it goes on from its last checkpoint."
-        )
+        to_the_end(lambda: self._attempt(folder, size, poll), self.restarts, "on Ray")
 
     def _attempt(self, folder: Path, size: int, poll: Callable[[], None]) -> str:
         """Run all workers from a process of their own; return what kept them from coming to the end.
@@ -172,7 +162,9 @@ def _lead(workers: RayWorkers, folder: Path, size: int, address: str, tell: Conn
     """Lead the workers of one attempt, in a process that ends with the one that started it."""
     import ray
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    end_after(parent.join)
     outcome = {}
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
@@ -185,13 +177,6 @@ def _lead(workers: RayWorkers, folder: Path, size: int, address: str, tell: Conn
     tell.send_bytes(json.dumps(outcome).encode())
     tell.close()
     ray.shutdown()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def worker(config: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ import psutil
 import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.executor.multiprocess import MultiprocessExecutor
+from sqlalchemy.exc import OperationalError
 
-from neumf_assets import executors
+from neumf_assets import executors, orphans
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.executors import EXECUTORS, PRELOADED, executor
 from neumf_assets.file_lock import FileLock
@@ -220,6 +221,32 @@ def test_a_step_on_another_machine_ends_with_its_run(home: Path, cancelling: boo
         finally:
             step.kill()
             step.wait()
+
+
+class Answers:
+    """Stands for an instance whose database gives these answers one after the other."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers = list(answers)
+
+    def get_run_by_id(self, run_id: str) -> None:
+        """Give the next answer."""
+        if (answer := self.answers.pop(0)) is not None:
+            raise answer
+
+
+def test_a_step_waits_while_the_database_is_away_but_not_after_another_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(orphans, "LOOK_SECONDS", 0.0)
+    away = OperationalError("SELECT", {}, Exception("the server closed the connection"))
+    wrapped = Exception("too many retries for DB connection")  # as dagster-postgres does it
+    wrapped.__cause__ = away
+    answers = Answers(away, wrapped, None)
+    orphans._wait_for_end(answers, "run")  # type: ignore[arg-type]
+    assert answers.answers == []
+    with pytest.raises(ZeroDivisionError):
+        orphans._wait_for_end(Answers(ZeroDivisionError()), "run")  # type: ignore[arg-type]
 
 
 def test_nothing_preloaded_breaks_in_a_fork() -> None:

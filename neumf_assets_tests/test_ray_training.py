@@ -16,8 +16,11 @@ import numpy as np
 import psutil
 import pytest
 
-from neumf_assets.core.neumf.parallel import LocalProcesses, ParallelTraining
-from neumf_assets.ray_training import RayWorkers, training_of
+from neumf_assets.core.neumf.model import NeuMFModel
+from neumf_assets.core.neumf.parallel import ParallelTraining
+from neumf_assets.core.neumf.settings import NeuMFSettings
+from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.ray_training import NEUMF, RayWorkers, training_of
 from neumf_assets_tests.conftest import need
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
 from neumf_assets_tests.ray_cluster import two_nodes
@@ -49,6 +52,17 @@ def _is_called(process: psutil.Process, name: str) -> bool:
         return False  # it has ended meanwhile
 
 
+def train_locally(counts: Any, settings: NeuMFSettings) -> NeuMFModel:
+    """Train with two processes of this machine."""
+    return train(counts, settings, training=ParallelTraining(2, LocalProcesses(NEUMF, threads=1)))
+
+
+def assert_same_tables(found: NeuMFModel, expected: NeuMFModel) -> None:
+    """Every learnt number is the same, bit for bit."""
+    for name, table in expected.tables.items():
+        np.testing.assert_array_equal(found.tables[name].numpy(), table.numpy(), err_msg=name)
+
+
 class Watch:
     """Notes the workers of every epoch, and kills one of them once."""
 
@@ -71,7 +85,7 @@ def test_workers_on_two_nodes_train_one_model_and_a_killed_one_is_replaced(
     counts, _, _ = low_rank()
     settings = changed(checkpoint_seconds=0.0, pretrain_epochs=80, fusion_epochs=40, precision="float32")
     alone = train(counts, settings)
-    local = train(counts, settings, training=ParallelTraining(2, LocalProcesses(threads=1)))
+    local = train_locally(counts, settings)
     watch = Watch(cluster, kill_at=("train neumf", 3))
     mended = train(
         counts,
@@ -83,8 +97,7 @@ def test_workers_on_two_nodes_train_one_model_and_a_killed_one_is_replaced(
     assert watch.killed
     assert [len(pids) for pids in watch.seen[0]] == [1, 1]
     assert watch.epochs.count(("train gmf", 1)) == 1, "continued, not begun anew"
-    for name, table in local.tables.items():
-        np.testing.assert_array_equal(mended.tables[name].numpy(), table.numpy(), err_msg=name)
+    assert_same_tables(mended, local)
     np.testing.assert_allclose(mended.predict(), alone.predict(), rtol=1e-3)
     assert not list((tmp_path / "scratch").iterdir())
 
@@ -107,7 +120,7 @@ class KillsEarly(threading.Thread):
 
 def test_a_worker_killed_before_the_workers_have_met_is_replaced(cluster: Any, tmp_path: Path) -> None:
     counts, settings = low_rank()[0], changed(kind="gmf", epochs=3)
-    local = train(counts, settings, training=ParallelTraining(2, LocalProcesses(threads=1)))
+    local = train_locally(counts, settings)
     killing = KillsEarly(cluster, node=1)
     killing.start()
     try:
@@ -121,8 +134,7 @@ def test_a_worker_killed_before_the_workers_have_met_is_replaced(cluster: Any, t
         killing.over = True
         killing.join()
     assert killing.killed
-    for name, table in local.tables.items():
-        np.testing.assert_array_equal(mended.tables[name].numpy(), table.numpy(), err_msg=name)
+    assert_same_tables(mended, local)
     assert not list((tmp_path / "scratch").iterdir())
 
 
@@ -148,19 +160,18 @@ def _named(name: str, marker: Path) -> str:
 
 def test_a_worker_killed_as_it_gets_its_work_is_replaced(cluster: Any, tmp_path: Path) -> None:
     counts, settings = low_rank()[0], changed(kind="gmf", epochs=3)
-    local = train(counts, settings, training=ParallelTraining(2, LocalProcesses(threads=1)))
+    local = train_locally(counts, settings)
     module = FatalOnce(RayWorkers().module)
     module.marker = tmp_path / "killed"
     training = ParallelTraining(2, RayWorkers(address=cluster.address, module=module))
     mended = train(counts, settings, training=training, checkpoint_dir=tmp_path / "scratch")
     assert module.marker.exists()
-    for name, table in local.tables.items():
-        np.testing.assert_array_equal(mended.tables[name].numpy(), table.numpy(), err_msg=name)
+    assert_same_tables(mended, local)
 
 
 def test_the_process_that_looks_after_the_workers_is_replaced_too(cluster: Any, tmp_path: Path) -> None:
     counts, settings = low_rank()[0], changed(kind="gmf", epochs=150, checkpoint_seconds=0.0)
-    local = train(counts, settings, training=ParallelTraining(2, LocalProcesses(threads=1)))
+    local = train_locally(counts, settings)
     killed: list[int] = []
     epochs: list[int] = []
 
@@ -180,8 +191,7 @@ def test_the_process_that_looks_after_the_workers_is_replaced_too(cluster: Any, 
     )
     assert len(killed) == 1
     assert epochs.count(1) == 1, "continued, not begun anew"
-    for name, table in local.tables.items():
-        np.testing.assert_array_equal(mended.tables[name].numpy(), table.numpy(), err_msg=name)
+    assert_same_tables(mended, local)
     assert not list((tmp_path / "scratch").iterdir())
 
 
@@ -214,7 +224,7 @@ def test_who_trains_follows_workers_and_executor(monkeypatch: pytest.MonkeyPatch
     assert training_of(changed(), "cpu") is None
     local = training_of(changed(workers=2), "cpu")
     assert isinstance(local, ParallelTraining)
-    assert local.launch == LocalProcesses(threads=1)
+    assert local.launch == LocalProcesses(NEUMF, threads=1)
     assert training_of(changed(workers=2), "cuda") is None
     monkeypatch.setenv("NEUMF_EXECUTOR", "ray")
     on_ray = training_of(changed(workers=2, threads=3), "cuda")

@@ -6,6 +6,7 @@ layouts are read: version 2 with one tree for everything, version 1 with a tree 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def cpu_quota() -> float | None:
         if limit.isdigit() and period.isdigit():
             quotas.append(int(limit) / int(period))
     return min(quotas, default=None)
+
+
+def usable_cpus() -> int:
+    """Processors that this process may use: its affinity, cut by its control groups' quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return count if quota is None else min(count, max(1, int(quota)))
 
 
 def memory_limit() -> int | None:

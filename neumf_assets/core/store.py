@@ -33,6 +33,14 @@ _TEMPORARY = ".tmp-"
 _ABANDONED_AFTER_SECONDS = 24 * 3600
 
 
+def remove_left(folder: Path, *prefixes: str, but: Path | None = None) -> None:
+    """Remove the folders with such names in a folder, which a killed process left."""
+    for prefix in prefixes:
+        for left in folder.glob(f"{prefix}*"):
+            if left != but:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 class MissingArtifact(NeumfError):
     """Nothing has been published under a key yet."""
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from neumf_assets import home
 from neumf_assets.core import cgroup
 
 UNIT = "0::/system.slice/neumf-code.service"
@@ -60,7 +59,7 @@ def test_where_there_are_no_groups_nothing_limits(tree: Path) -> None:
 def test_steps_at_a_time_follow_the_quota_and_not_the_hosts_cores(
     tree: Path, monkeypatch: pytest.MonkeyPatch, quota: str, usable: int
 ) -> None:
-    monkeypatch.setattr(home.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    assert home.usable_cpus() == 8
+    monkeypatch.setattr(cgroup.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert cgroup.usable_cpus() == 8
     _write(tree, UNIT, **{"system.slice/neumf-code.service/cpu.max": f"{quota} 100000"})
-    assert home.usable_cpus() == usable
+    assert cgroup.usable_cpus() == usable

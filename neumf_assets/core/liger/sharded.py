@@ -26,8 +26,10 @@ from neumf_assets.core.liger.inmf import INMFResult, Search, inmf
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.shards import GroupShards
 from neumf_assets.core.neumf.checkpoint import data_hash
-from neumf_assets.core.neumf.parallel import Follow, Group, Launch, PartCheckpoint, main, told_by
+from neumf_assets.core.neumf.parallel import Group, PartCheckpoint, main
+from neumf_assets.core.processes import Follow, Launch, told_by
 from neumf_assets.core.progress import Progress, silent
+from neumf_assets.core.store import remove_left
 
 PREFIX = "inmf-"
 
@@ -99,9 +101,7 @@ def _folder_of(key: str, folder: Path | None) -> Iterator[Path]:
             yield Path(name)
         return
     own = folder / f"{PREFIX}{key[:16]}"
-    for other in folder.glob(f"{PREFIX}*"):  # was broken off, and is no longer wanted
-        if other != own:
-            shutil.rmtree(other, ignore_errors=True)
+    remove_left(folder, PREFIX, but=own)  # others were broken off, and are no longer wanted
     own.mkdir(parents=True, exist_ok=True)
     yield own
     shutil.rmtree(own, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +22,9 @@ from neumf_assets.core.liger.preprocess import GeneStatistics, inverse, scaled
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.sharded import inmf_by_workers
 from neumf_assets.core.neumf.cell_files import CountFiles
-from neumf_assets.core.neumf.parallel import Launch
+from neumf_assets.core.processes import Launch
 from neumf_assets.core.progress import Progress, silent
+from neumf_assets.core.store import remove_left
 
 PIECE_CELLS = 256
 BYTES_PER_ENTRY = 44
@@ -132,8 +132,7 @@ def _on_disk(datasets: Sequence[StoredScaled], folder: Path | None) -> Iterator[
     """Write scaled counts to files; give them as matrices that are read where they are used."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{SCALED}*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        remove_left(folder, SCALED)
     with tempfile.TemporaryDirectory(prefix=SCALED, dir=folder) as name:
         places = [Path(name) / str(number) for number in range(len(datasets))]
         yield [

@@ -17,12 +17,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,10 +40,10 @@ from neumf_assets.core.neumf.network import Layout, Tables
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import Data, State, new_state, torch_session, train_stages
 from neumf_assets.core.neumf.workers import Workers
+from neumf_assets.core.processes import Follow, Launch, LocalProcesses, closing_of_input, end_after, told_by
 from neumf_assets.core.progress import Progress
 
 PATIENCE = timedelta(minutes=10)  # for another worker's part of a sum; only a hung machine takes that long
-POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -178,9 +174,6 @@ class PartCheckpoint(Checkpoint[KeptT]):
         return found
 
 
-Launch = Callable[[Path, int, Callable[[], None]], None]
-
-
 class ParallelTraining:
     """Trains prepared data with several workers; to be given to :func:`neumf_assets.core.neumf.train.fit`.
 
@@ -199,7 +192,7 @@ class ParallelTraining:
     """
 
     def __init__(self, workers: int, launch: Launch | None = None) -> None:
-        self.workers, self.launch = workers, launch or LocalProcesses()
+        self.workers, self.launch = workers, launch or LocalProcesses(__name__)
         self.traffic = Traffic()
 
     def __call__(self, data: Data, progress: Progress, checkpoint: Checkpoint[State]) -> State:
@@ -230,42 +223,10 @@ class ParallelTraining:
         report()
         state, self.traffic = join_results(data, self.workers, folder)
         for kind in ("shard-", "result-", "part-", "progress"):
-            for file in [
-                *folder.glob(f"{kind}*"),
-                *folder.glob(f".{kind}*"),
-            ]:  # hidden: broken off in writing
+            # hidden: broken off in writing
+            for file in (*folder.glob(f"{kind}*"), *folder.glob(f".{kind}*")):
                 file.unlink(missing_ok=True)
         return state
-
-
-def told_by(rank: int, folder: Path) -> Progress:
-    """Return what writes the first worker's progress for :class:`Follow`; the other workers' is not told."""
-
-    def progress(stage: str, done: int, total: int, **figures: float) -> None:
-        if rank == 0:
-            with (folder / "progress").open("a") as lines:
-                lines.write(json.dumps([stage, done, total, figures]) + "\n")
-
-    return progress
-
-
-class Follow:
-    """Passes on what the first worker wrote about its progress, each line once."""
-
-    def __init__(self, file: Path, progress: Progress) -> None:
-        self.file, self.progress, self.read = file, progress, 0
-        file.unlink(missing_ok=True)
-
-    def __call__(self) -> None:
-        """Pass on what is new."""
-        if not self.file.exists():
-            return
-        with self.file.open() as lines:
-            lines.seek(self.read)
-            while (line := lines.readline()).endswith("\n"):
-                self.read = lines.tell()
-                stage, done, total, figures = json.loads(line)
-                self.progress(stage, done, total, **figures)
 
 
 def write_shard(data: Data, key: str, rank: int, size: int, folder: Path) -> None:
@@ -381,96 +342,9 @@ def _save(tensors: Tables, file: Path, meta: dict[str, str]) -> None:
     publish(unfinished, file)
 
 
-@dataclass(frozen=True)
-class LocalProcesses:
-    """Runs workers as processes of this machine, over its loopback interface.
-
-    Parameters
-    ----------
-    restarts
-        How often lost workers are replaced: all are started again, from the last checkpoint.
-    threads
-        Threads of each (``None``: the processors shared out).
-    module
-        Whose ``work`` they do; run as a program it does so, as this one.
-    """
-
-    restarts: int = 3
-    threads: int | None = None
-    module: str = "neumf_assets.core.neumf.parallel"
-
-    def __call__(self, folder: Path, size: int, poll: Callable[[], None]) -> None:
-        """Run all workers to the end."""
-        for attempt in range(self.restarts + 1):
-            error = self._attempt(folder, size, attempt, poll)
-            if error is None:
-                return
-        raise NeumfError(
-            f"parallel training failed in {self.restarts + 1} attempts, last because {error}. "
-            "Started again, it goes on from its last checkpoint."
-        )
-
-    def _attempt(self, folder: Path, size: int, attempt: int, poll: Callable[[], None]) -> str | None:
-        """Run all workers; return what became of the one that failed, not of those that then missed it."""
-        with tempfile.TemporaryDirectory() as meeting:
-            workers, logs = [], [Path(meeting) / f"log-{rank}" for rank in range(size)]
-            try:
-                for rank, log in enumerate(logs):
-                    workers.append(self._start(folder, rank, size, Path(meeting) / "store", log))
-                # All are asked every time: while one waits for another, only the other's end tells of its loss.
-                while None in (ended := [worker.poll() for worker in workers]) and not any(ended):
-                    poll()
-                    time.sleep(POLL_SECONDS)
-                # by a signal first, if any: others fail because that one no longer answers
-                failed = sorted(
-                    (worker.returncode, rank) for rank, worker in enumerate(workers) if worker.returncode
-                )
-            finally:
-                for worker in workers:
-                    worker.kill()
-                    worker.wait()
-                    assert worker.stdin is not None
-                    worker.stdin.close()
-            if not failed:
-                return None
-            code, rank = failed[0]
-            log_tail = logs[rank].read_text(errors="replace").strip().splitlines()[-1:]
-            return f"worker {rank} {_ending(code)}{''.join(f' ({line})' for line in log_tail)}"
-
-    def _start(self, folder: Path, rank: int, size: int, store: Path, log: Path) -> subprocess.Popen[bytes]:
-        threads = str(self.threads or max(1, _usable_threads() // size))
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, "-m", self.module, str(folder), str(rank), str(size), str(store)]
-        with log.open("wb") as output:
-            return subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
-            )
-
-
-def _usable_threads() -> int:
-    """Threads for all workers together: what the environment allows this process, else its processors."""
-    allowed = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if allowed.isdigit() and int(allowed) > 0:
-        return int(allowed)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ending(code: int) -> str:
-    """Say how a process ended, by its return code."""
-    if code == -signal.SIGKILL:
-        return "was killed (SIGKILL, by somebody or for want of memory)"
-    return f"ended with {signal.Signals(-code).name if code < 0 else code}"
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass  # nothing is ever written; the pipe closes when the process that started this one ends
-    os._exit(1)
-
-
 def main(work: Callable[[Path, int, int], None], folder: str, rank: str, size: str, store: str) -> None:
     """Do ``work`` as a worker that :class:`LocalProcesses` has started."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_after(closing_of_input)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         init_method=f"file://{store}",

@@ -20,8 +20,8 @@ from neumf_assets.core.liger.inmf import INMFResult, Search, inmf
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.sharded import inmf_by_workers
 from neumf_assets.core.liger.shards import GroupShards
-from neumf_assets.core.neumf.parallel import LocalProcesses
-from neumf_assets.ray_training import RayWorkers, inmf_launch
+from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.ray_training import INMF, RayWorkers, inmf_launch
 
 
 def _counts(cells: int, seed: int) -> sp.csr_matrix:
@@ -44,7 +44,7 @@ class Launched:
                 self.killed = _process_of(folder, rank=1)
                 os.kill(self.killed, signal.SIGKILL)
 
-        LocalProcesses(threads=1, module="neumf_assets.core.liger.sharded")(folder, size, watched)
+        LocalProcesses(INMF, threads=1)(folder, size, watched)
 
 
 def _process_of(folder: Path, rank: int) -> int:
@@ -60,7 +60,7 @@ def _process_of(folder: Path, rank: int) -> int:
 @pytest.fixture
 def local() -> LocalProcesses:
     """Two processes of this machine."""
-    return LocalProcesses(threads=1, module="neumf_assets.core.liger.sharded")
+    return LocalProcesses(INMF, threads=1)
 
 
 def _settings(iterations: int) -> LigerSettings:
@@ -187,13 +187,12 @@ def test_what_is_sent_does_not_depend_on_the_number_of_cells(tmp_path: Path) -> 
 def test_too_many_workers_are_refused() -> None:
     settings = LigerSettings(k=10, workers=8)
     with pytest.raises(BadSettings, match="8 processes for 40 cells"):
-        inmf_by_workers([_counts(61, 0), _counts(40, 1)], settings, LocalProcesses())
+        inmf_by_workers([_counts(61, 0), _counts(40, 1)], settings, LocalProcesses(INMF))
 
 
 def test_who_factorises_follows_workers_and_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NEUMF_EXECUTOR", raising=False)
     assert inmf_launch(LigerSettings()) is None
-    module = "neumf_assets.core.liger.sharded"
-    assert inmf_launch(LigerSettings(workers=2)) == LocalProcesses(threads=1, module=module)
+    assert inmf_launch(LigerSettings(workers=2)) == LocalProcesses(INMF, threads=1)
     monkeypatch.setenv("NEUMF_EXECUTOR", "ray")
-    assert inmf_launch(LigerSettings(workers=2, threads=3)) == RayWorkers(cpus=3, module=module)
+    assert inmf_launch(LigerSettings(workers=2, threads=3)) == RayWorkers(cpus=3, module=INMF)

@@ -23,7 +23,8 @@ from neumf_assets.core.liger.stored import (
     batch_pieces,
     factorise_stored,
 )
-from neumf_assets.core.neumf.parallel import LocalProcesses
+from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.ray_training import INMF
 from neumf_assets_tests.core.neumf.problems import low_rank
 
 GENES = [f"g{i}" for i in range(40)]
@@ -120,7 +121,7 @@ def test_processes_get_what_exceeds_the_budget_from_disk(
 ) -> None:
     stored = [one for _, one in datasets]
     settings = LigerSettings(k=3, iterations=5, restarts=2, trial_iterations=2, workers=2)
-    launch = LocalProcesses(threads=1, module="neumf_assets.core.liger.sharded")
+    launch = LocalProcesses(INMF, threads=1)
     work = tmp_path / "work"
     (work / "scaled-killed" / "0").mkdir(parents=True)
     in_memory = factorise_stored(stored, settings, launch=launch, folder=work)

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from neumf_assets.core.errors import BadSettings, NeumfError
-from neumf_assets.core.neumf.parallel import LocalProcesses, ParallelTraining
+from neumf_assets.core.neumf.parallel import ParallelTraining
+from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.ray_training import NEUMF
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
 
 # float32 sums in another order, amplified by Adam over the epochs
@@ -22,7 +24,7 @@ TOLERANCE = 2e-4
 
 
 def two_workers() -> ParallelTraining:
-    return ParallelTraining(2, LocalProcesses(threads=1))
+    return ParallelTraining(2, LocalProcesses(NEUMF, threads=1))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_workers_share_the_threads_that_the_environment_allows(
     given: dict[str, str] = {}
     monkeypatch.setenv("OMP_NUM_THREADS", allowed)
     monkeypatch.setattr(subprocess, "Popen", lambda command, env, **options: given.update(env))
-    LocalProcesses()._start(tmp_path, 0, 2, tmp_path / "store", tmp_path / "log")
+    LocalProcesses(NEUMF)._start(tmp_path, 0, 2, tmp_path / "store", tmp_path / "log")
     assert given["OMP_NUM_THREADS"] == each
 
 
@@ -136,7 +138,7 @@ class KillsAt:
                     os.kill(pid, signal.SIGKILL)
             assert time.monotonic() < self.at + 300, "it does not end"
 
-        LocalProcesses(threads=1)(folder, size, watched)
+        LocalProcesses(NEUMF, threads=1)(folder, size, watched)
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
@@ -176,7 +178,7 @@ def test_a_worker_killed_before_the_workers_have_met_is_replaced(rank: int) -> N
                 os.kill(pids[rank], signal.SIGKILL)
             assert time.monotonic() < until, "the other worker still waits for it"
 
-        LocalProcesses(threads=1)(folder, size, watched)
+        LocalProcesses(NEUMF, threads=1)(folder, size, watched)
 
     settings, training = changed(kind="gmf", epochs=2), ParallelTraining(2, launch)
     assert len(train(low_rank(cells=20)[0], settings, training=training).history) == 2
@@ -188,7 +190,7 @@ def test_workers_that_always_fail_end_in_one_error() -> None:
 
     def broken(folder: Path, size: int, poll: Any) -> None:
         (folder / "shard-1.safetensors").write_bytes(b"not a shard")
-        LocalProcesses(restarts=0, threads=1)(folder, size, poll)
+        LocalProcesses(NEUMF, restarts=0, threads=1)(folder, size, poll)
 
     with pytest.raises(NeumfError, match=r"failed in 1 attempts.*worker \d ended with 1 .*checkpoint"):
         train(counts, changed(kind="gmf"), training=ParallelTraining(2, broken))
@@ -202,7 +204,7 @@ def test_the_error_names_the_worker_that_was_killed_and_not_the_one_that_missed_
                 os.kill(pids[-1], signal.SIGKILL)
                 time.sleep(1.0)  # the other one fails meanwhile
 
-        LocalProcesses(restarts=0, threads=1)(folder, size, killing)
+        LocalProcesses(NEUMF, restarts=0, threads=1)(folder, size, killing)
 
     settings = changed(kind="gmf", epochs=5000)
     with pytest.raises(NeumfError, match=r"worker 1 was killed \(SIGKILL"):

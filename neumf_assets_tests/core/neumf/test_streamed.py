@@ -23,11 +23,13 @@ from neumf_assets.core.neumf import streamed as streamed_module
 from neumf_assets.core.neumf.cell_files import CountFiles
 from neumf_assets.core.neumf.checkpoint import data_hash
 from neumf_assets.core.neumf.model import NeuMFModel
-from neumf_assets.core.neumf.parallel import LocalProcesses, ParallelTraining
+from neumf_assets.core.neumf.parallel import ParallelTraining
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.streamed import fit_stored, fit_streamed
 from neumf_assets.core.neumf.train import fit, initial_state, prepare
 from neumf_assets.core.neumf.workers import Workers
+from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.ray_training import NEUMF
 from neumf_assets_tests.core.neumf.problems import changed, low_rank
 
 SIZES = (170, 90)
@@ -226,7 +228,7 @@ def test_workers_get_counts_above_the_budget_from_disk(
 ) -> None:
     stack, named = in_parts
     settings = changed(epochs=2, n_genes=20, workers=2, precision="float32")
-    training = ParallelTraining(2, LocalProcesses(threads=1))
+    training = ParallelTraining(2, LocalProcesses(NEUMF, threads=1))
     work: dict[str, Any] = {"folder": tmp_path / "work", "training": training, **named}
     in_memory = fit_stored(stack, settings, **work)
     share = 10 * stack.rows(0, 200)[:, in_memory.gene_positions].nnz + 20 * 200 * 8
@@ -252,7 +254,7 @@ def test_workers_of_this_machine_count_beside_the_whole(
     monkeypatch.setattr(streamed_module, "fit_streamed", lambda *_, **__: chosen.append(True))
     monkeypatch.setattr(streamed_module, "fit", lambda *_, **__: chosen.append(False))
     monkeypatch.setattr("neumf_assets.core.memory.budget", lambda: 28 * stack.nnz + 40 * 200 * 8)
-    training = ParallelTraining(2, LocalProcesses(threads=1))
+    training = ParallelTraining(2, LocalProcesses(NEUMF, threads=1))
     for how in ({}, {"training": training, "machines": 2}, {"training": training}):
         fit_stored(stack, changed(), folder=tmp_path, **how, **named)
     assert chosen == [False, False, True]
@@ -289,6 +291,7 @@ from neumf_assets.core.measure import measured
 from neumf_assets.core.neumf import network
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.streamed import fit_streamed
+from neumf_assets.ray_training import NEUMF
 
 class Drawn:
     def __init__(self, cells): self.shape = (cells, 300)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,6 +39,7 @@ from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.validate import HINT, validated
 from neumf_assets.core.errors import BadInput
+from neumf_assets.core.store import remove_left
 
 _HDF5 = (".h5", ".hdf5", ".h5ad", ".loom")
 _HDF5_MAGIC = b"\x89HDF"
@@ -117,8 +117,7 @@ def store_counts(
     """
     settings = settings or ReadSettings()
     begin = time.perf_counter()
-    for left in [*folder.glob(f"{FETCHED}*"), *folder.glob(f"{SORTED}*")]:
-        shutil.rmtree(left, ignore_errors=True)
+    remove_left(folder, FETCHED, SORTED)
     with fetched(source, name, labels, settings.sha256, folder) as files:
         table = read_labels(files.labels, files.labels_given) if files.labels else None
 
