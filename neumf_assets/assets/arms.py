@@ -57,7 +57,7 @@ def _clusters(arm: Arm) -> Stage:
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
         settings, nodes = step.study.clusters, None
-        names, embedding = cells.cells[["cell", "dataset"]], cells.embedding
+        names, embedding = cells.names, cells.embedding
         most = graph_nodes(len(names), settings)
         if len(names) > most:
             nodes = merged_cells(cells.neighbours, most)
@@ -244,7 +244,7 @@ def _coordinates(step: Step, cells: "CellEmbedding") -> "pd.DataFrame":
 
 
 def _save_map(folder: Path, cells: "CellEmbedding", coordinates: "pd.DataFrame", picture: bytes) -> None:
-    _save_table(folder, "umap", cells.cells[["cell", "dataset"]], coordinates)
+    _save_table(folder, "umap", cells.names, coordinates)
     (folder / "umap.png").write_bytes(picture)
 
 

@@ -359,12 +359,12 @@ def ineumf_cell_embedding(step: Step) -> Product:
 
 def _common_space(step: Step) -> np.ndarray:
     from neumf_assets.core.cells.align import harmony_align
-    from neumf_assets.core.cells.store import DATASET, cell_table
+    from neumf_assets.core.cells.store import batches
     from neumf_assets.core.neumf.model import NeuMFModel
 
     model = NeuMFModel.load(step.one("ineumf/model").path)
     with stored_counts(step) as counts:
-        batch = cell_table(counts)[step.study.batch_column or DATASET].to_numpy(str)
+        batch = batches(counts, step.study.batch_column)
     # Distances in the tower's own embedding tell nothing of the cells' types where there is a GMF part.
     part: Part = "mlp" if model.settings.kind == "mlp" else "gmf"
     return harmony_align(model.cell_embedding(part, metric="gene"), batch, step.study.align)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from neumf_assets.core.cells.neighbours import Neighbours
 from neumf_assets.core.errors import NeumfError
@@ -42,6 +43,11 @@ class CellEmbedding:
     cells: pd.DataFrame
     embedding: np.ndarray
     neighbours: Neighbours
+
+    @property
+    def names(self) -> pd.DataFrame:
+        """Each cell's name and dataset."""
+        return self.cells[[CELL, DATASET]]
 
     def save(self, folder: Path) -> None:
         """Write ``cells.parquet``, ``embedding.npy``, ``neighbours.npy`` and ``distances.npy``."""
@@ -103,6 +109,15 @@ def cell_table(counts: Mapping[str, ad.AnnData] | Mapping[str, StoredCounts]) ->
             own[column] = labels[column].astype(object).map(str, na_action="ignore").astype(_TEXT).array
         parts.append(own.astype({DATASET: _TEXT}))
     return pd.concat(parts, ignore_index=True)
+
+
+def batches(
+    counts: Mapping[str, ad.AnnData] | Mapping[str, StoredCounts], column: str | None
+) -> NDArray[np.str_]:
+    """Each cell's batch, as text: its value in a label column, by default its dataset."""
+    if column is None or column == DATASET:
+        return np.repeat([*counts], [len(data.obs_names) for data in counts.values()])
+    return cell_table(counts)[column].to_numpy(str)
 
 
 def label_column(cells: pd.DataFrame, wanted: str | None) -> str | None:

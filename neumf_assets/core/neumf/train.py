@@ -465,9 +465,7 @@ def _own_cells(workers: Workers, drawn: Iterator[Tensor]) -> Tensor:
     rest: Tensor | None = None
     for part in drawn:
         rows = part if rest is None else torch.cat([rest, part])
-        whole = (
-            len(rows) // workers.size * workers.size
-        )  # so that the next ones begin with the first worker's
+        whole = len(rows) // workers.size * workers.size  # the next ones begin with the first worker's
         own.append(workers.own_rows(rows[:whole]))
         rest = rows[whole:]
     return torch.cat(own if rest is None else [*own, workers.own_rows(rest)])

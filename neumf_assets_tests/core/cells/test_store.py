@@ -10,7 +10,7 @@ import pytest
 from anndata import AnnData
 
 from neumf_assets.core.cells.neighbours import find_neighbours
-from neumf_assets.core.cells.store import CellEmbedding, cell_table, label_column, read_cells
+from neumf_assets.core.cells.store import CellEmbedding, batches, cell_table, label_column, read_cells
 from neumf_assets.core.errors import NeumfError
 
 
@@ -89,3 +89,12 @@ def test_all_cells_are_listed_with_the_labels_that_some_datasets_lack(tmp_path: 
             *[None] * 3,
         ]
         assert found["donor"].dropna().tolist() == ["1", "2"]
+
+
+def test_a_cells_batch_is_its_dataset_or_the_value_of_a_column() -> None:
+    ctrl = AnnData(np.ones((2, 1)), obs=pd.DataFrame({"donor": [1, 2]}, index=["a", "b"]))
+    stim = AnnData(np.ones((1, 1)), obs=pd.DataFrame({"donor": [1]}, index=["a"]))
+    counts = {"ctrl": ctrl, "stimulated": stim}
+    assert batches(counts, None).tolist() == ["ctrl", "ctrl", "stimulated"]
+    assert batches(counts, "dataset").tolist() == ["ctrl", "ctrl", "stimulated"]
+    assert batches(counts, "donor").tolist() == ["1", "2", "1"]

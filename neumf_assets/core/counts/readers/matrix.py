@@ -118,13 +118,7 @@ def read_vector(array: Any, file: str, place: str) -> NDArray[Any]:
     BadInput
         When it is not one-dimensional or not numeric.
     """
-    if array.ndim != 1 or array.dtype.kind not in "iufb":
-        raise BadInput(
-            file,
-            place,
-            f"holds {array.dtype} of shape {array.shape}, not a list of numbers",
-            "Export it again",
-        )
+    _check_numbers(array, 1, "list", file, place)
     return np.asarray(array[...])
 
 
@@ -134,13 +128,9 @@ def dense_to_csr(array: Any, file: str, place: str) -> sparse.csr_matrix:
     Memory: one block of about `BLOCK_BYTES` beside the sparse result.
     """
     rows, columns = check_dense(array, file, place)
-    height = max(1, BLOCK_BYTES // max(1, columns * array.dtype.itemsize))
-    chunk = array.chunks[0] if array.chunks else 1
-    height = max(chunk, height // chunk * chunk)
-    blocks = [sparse.csr_matrix(array[top : top + height]) for top in range(0, rows, height)]
-    if not blocks:
+    if not rows:
         return sparse.csr_matrix((rows, columns), dtype=array.dtype)
-    return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
+    return dense_cells(array, 0, rows, axis=0)
 
 
 def dense_cells(array: Any, start: int, stop: int, axis: int) -> sparse.csr_matrix:
@@ -157,14 +147,14 @@ def dense_cells(array: Any, start: int, stop: int, axis: int) -> sparse.csr_matr
 
 def check_dense(array: Any, file: str, place: str) -> tuple[int, int]:
     """Return the shape of a dense two-dimensional array of numbers; `BadInput` where it is none."""
-    if array.ndim != 2 or array.dtype.kind not in "iufb":
-        raise BadInput(
-            file,
-            place,
-            f"holds {array.dtype} of shape {array.shape}, not a matrix of numbers",
-            "Export it again",
-        )
+    _check_numbers(array, 2, "matrix", file, place)
     return int(array.shape[0]), int(array.shape[1])
+
+
+def _check_numbers(array: Any, ndim: int, kind: str, file: str, place: str) -> None:
+    if array.ndim != ndim or array.dtype.kind not in "iufb":
+        found = f"holds {array.dtype} of shape {array.shape}, not a {kind} of numbers"
+        raise BadInput(file, place, found, "Export it again")
 
 
 def slices(length: int) -> Iterator[slice]:
