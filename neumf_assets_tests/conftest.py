@@ -16,9 +16,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files whose tests are long, so that none of them is left for one worker at the end."""
+    """Keep a file's tests in one process, and begin with the long ones, so that none is left for the end.
+
+    Files that must not run side by side have a group in common.
+    """
     long = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in long)
+    grouped = {item.path for item in items if item.get_closest_marker("xdist_group")}
+    items.sort(key=lambda item: (item.path not in grouped, item.path not in long))
+    for item in items:
+        if item.path not in grouped:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from neumf_assets_tests.conftest import need
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
 from neumf_assets_tests.ray_cluster import two_nodes
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")
