@@ -26,7 +26,11 @@ from benchmarks import harness
 
 POINTS, QUICK_POINTS = 20, 2
 _RERUN_EVERY = 5
-_SENT = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)  # at moments, in turn
+_SENT = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGKILL,
+)  # at moments, in turn, for each kind from another one on
 STUDY = """
 name: tiny
 label_column: cell_type
@@ -41,11 +45,13 @@ umap: {n_epochs: 10}
 _OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
 _PRELOADED = (
     "anndata",
-    "dagster",
+    "dagster._core.storage.sqlite_storage",
+    "matplotlib.backends.backend_agg",
     "pyarrow.parquet",
     "scipy.sparse",
     "sklearn.neighbors",
     "torch",
+    "umap",
     "zarr",
     "neumf_assets.core.neumf.train",
     "neumf_assets.definitions",
@@ -103,7 +109,7 @@ class Campaign:
             found.setdefault(computed_by, Kind(item.path, "ctrl" if item.per_dataset else None))
         return list(found.values())
 
-    def examine(self, kind: Kind, points: int) -> Tally:
+    def examine(self, kind: Kind, points: int, first_signal: int) -> Tally:
         """Kill the computation of one asset at so many points."""
         tally = Tally()
         whole = _in_child(lambda report: self._materialise(kind, report, None))
@@ -115,7 +121,7 @@ class Campaign:
             share = (number // 2 + 0.5) / ((points + 1) // 2)
             before = self.snapshot()
             if number % 2:
-                sent = _SENT[number // 2 % len(_SENT)]
+                sent = _SENT[(first_signal + number // 2) % len(_SENT)]
                 status = self._kill_at_time(kind, share * seconds, sent)
                 tally.by_sigterm += sent == signal.SIGTERM
                 tally.by_sigint += sent == signal.SIGINT
@@ -308,10 +314,10 @@ def main(quick: bool = False) -> dict[str, Any]:
         campaign = Campaign(Path(name) / "home")
         campaign.build()
         chosen = os.environ.get("NEUMF_KILL_ASSETS", "").split()
-        for kind in campaign.kinds():
+        for number, kind in enumerate(campaign.kinds()):
             if chosen and kind.stage not in chosen:
                 continue
-            tally = campaign.examine(kind, points)
+            tally = campaign.examine(kind, points, number)
             rows.append({"asset": kind.stage, **vars(tally)})
             harness.say(f"{kind.stage}: {vars(tally)}")
     total = {key: sum(int(row[key]) for row in rows) for key in vars(Tally())}

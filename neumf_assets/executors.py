@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # None of them starts a thread or touches a GPU at import, which a fork would not survive; polars does.
 PRELOADED = (
     "dagster._core.executor.multiprocess",
+    "dagster._core.storage.sqlite_storage",
     "neumf_assets.definitions",
     "torch",
     "anndata",

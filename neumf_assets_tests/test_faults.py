@@ -204,17 +204,12 @@ def _harmless(found: dict[str, int]) -> bool:
     return not any(found[key] for key in wrong)
 
 
-def test_kills_by_every_signal_do_no_harm() -> None:
-    found = _campaign(NEUMF_KILL_POINTS="4", NEUMF_KILL_ASSETS="raw_counts dense_counts report")
-    assert found["kills"] == 12  # two of four by SIGKILL, one by SIGTERM, one by SIGINT
-    assert found["by_sigterm"] == found["by_sigint"] == 3
-    assert found["too_late"] <= 6  # operations are never missed, moments may be on a busy machine
-    assert _harmless(found), found
-
-
 @pytest.mark.slow
-def test_kills_of_every_kind_of_asset_do_no_harm() -> None:
+def test_kills_of_every_kind_of_asset_by_every_signal_do_no_harm() -> None:
     found = _campaign(NEUMF_KILL_POINTS="2")
     assert found["kills"] >= 2 * 19
-    assert found["too_late"] <= found["kills"] / 2
+    assert min(found["by_sigterm"], found["by_sigint"]) >= 6
+    assert (
+        found["too_late"] <= found["kills"] / 2
+    )  # operations are never missed, moments may be on a busy machine
     assert _harmless(found), found
