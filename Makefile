@@ -21,7 +21,7 @@ ui: .venv/run.stamp
 
 test: lint
 	$(BIN)/dagster definitions validate --log-level warning -w workspace.yaml
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

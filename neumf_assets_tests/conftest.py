@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,16 +17,28 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and begin with the long ones, so that none is left for the end.
-
-    Files that must not run side by side have a group in common.
-    """
+    """Begin with the files whose tests are long, so that none of them is left for one worker at the end."""
     long = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("slow")}
-    grouped = {item.path for item in items if item.get_closest_marker("xdist_group")}
-    items.sort(key=lambda item: (item.path not in grouped, item.path not in long))
-    for item in items:
-        if item.path not in grouped:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: (not _one_at_a_time(item.nodeid), item.path not in long))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file's tests to one worker, and files that must not run side by side to the same one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _one_at_a_time(nodeid) or super()._split_scope(nodeid)
+
+    return ByFile(config, log)
+
+
+def _one_at_a_time(nodeid: str) -> str:
+    """What the test's file has in common with others that would be in each other's way: a cluster's ports."""
+    return "ray" if Path(nodeid.partition("::")[0]).name.startswith("test_ray_") else ""
 
 
 @pytest.fixture

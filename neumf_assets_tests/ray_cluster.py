@@ -13,6 +13,7 @@ from typing import Any
 from neumf_assets.file_lock import FileLock
 
 OBJECT_STORE = 80 * 2**20
+NODE = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "node_ip_address": "127.0.0.1"}
 VARIABLES = {
     "GLOO_SOCKET_IFNAME": "lo",
     "OMP_NUM_THREADS": "1",
@@ -45,10 +46,9 @@ def _two_nodes() -> Iterator[Any]:
     os.environ |= VARIABLES
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "node_ip_address": "127.0.0.1"}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
-        cluster.add_node(**node)
+        cluster.add_node(**NODE)
         cluster.wait_for_nodes()
         yield cluster
     finally:

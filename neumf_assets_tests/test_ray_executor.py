@@ -31,8 +31,6 @@ from neumf_assets_tests.conftest import need
 from neumf_assets_tests.e2e.servers import free_port, wait_for
 from neumf_assets_tests.ray_cluster import only_cluster
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 TINY = """
 model: {epochs: 3, pretrain_epochs: 2, tower: [16, 8], gmf_size: 8, mlp_size: 8, threads: 1, workers: 2}
 requests: {model: {cpus: 0.5, memory_mib: 300}, ingest: {cpus: 0.25, memory_mib: 200}}

@@ -23,9 +23,9 @@ from neumf_assets.core.processes import LocalProcesses
 from neumf_assets.ray_training import NEUMF, RayWorkers, training_of
 from neumf_assets_tests.conftest import need
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
-from neumf_assets_tests.ray_cluster import two_nodes
+from neumf_assets_tests.ray_cluster import NODE, two_nodes
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +191,35 @@ def test_the_process_that_looks_after_the_workers_is_replaced_too(cluster: Any, 
     )
     assert len(killed) == 1
     assert epochs.count(1) == 1, "continued, not begun anew"
+    assert_same_tables(mended, local)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_lost_node_and_its_worker_are_replaced_once_another_node_is_there(
+    cluster: Any, tmp_path: Path
+) -> None:
+    counts, settings = low_rank()[0], changed(kind="gmf", epochs=150, checkpoint_seconds=0.0)
+    local = train_locally(counts, settings)
+    epochs: list[int] = []
+
+    def lose_once(stage: str, done: int, total: int, **figures: float) -> None:
+        if not epochs:
+            _, second = cluster.list_all_nodes()
+            cluster.remove_node(second, allow_graceful=False)
+            cluster.add_node(**NODE)
+        epochs.append(done)
+
+    before = cluster.list_all_nodes()
+    mended = train(
+        counts,
+        settings,
+        training=ParallelTraining(2, RayWorkers(address=cluster.address)),
+        checkpoint_dir=tmp_path / "scratch",
+        progress=lose_once,
+    )
+    assert cluster.list_all_nodes()[1] is not before[1]
+    assert epochs.count(1) == 1, "continued, not begun anew"
+    assert epochs[-1] == 150
     assert_same_tables(mended, local)
     assert not list((tmp_path / "scratch").iterdir())
 
