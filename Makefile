@@ -48,7 +48,7 @@ clean:
 	@$(INSTALL) --editable ".[s3]"
 	@touch $@
 
-.venv/test.stamp: .venv/run.stamp
-	@echo "Setting up the tests' packages (once) ..."
+.venv/test.stamp: .venv/constraints.txt
+	@echo "Setting up .venv with the tests' packages (once; takes a few minutes) ..."
 	@$(INSTALL) --editable ".[s3,postgres,ray,kubernetes,dev]"
-	@touch $@
+	@touch .venv/run.stamp $@

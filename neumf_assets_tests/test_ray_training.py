@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,40 +63,73 @@ def assert_same_tables(found: NeuMFModel, expected: NeuMFModel) -> None:
         np.testing.assert_array_equal(found.tables[name].numpy(), table.numpy(), err_msg=name)
 
 
-class Watch:
-    """Notes the workers of every epoch, and kills one of them once."""
+class Losses:
+    """Takes something away from a training at each of these points, and notes its epochs and its workers."""
 
-    def __init__(self, cluster: Any, kill_at: tuple[str, int] | None = None) -> None:
-        self.cluster, self.kill_at, self.killed = cluster, kill_at, 0
+    def __init__(self, cluster: Any, at: dict[tuple[str, int], Callable[[Any], list[Any]]]) -> None:
+        self.cluster, self.waiting = cluster, list(at.items())
+        self.lost: list[list[Any]] = []
         self.epochs: list[tuple[str, int]] = []
         self.seen: list[list[list[int]]] = []
 
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
         self.epochs.append((stage, done))
         self.seen.append(workers_by_node(self.cluster))
-        if self.epochs[-1] == self.kill_at and not self.killed:
-            self.killed = self.seen[-1][1][0]
-            os.kill(self.killed, signal.SIGKILL)
+        if self.waiting and self.waiting[0][0][0] == stage and self.waiting[0][0][1] <= done:
+            _, lose = self.waiting.pop(0)
+            self.lost.append(lose(self.cluster))
 
 
-def test_workers_on_two_nodes_train_one_model_and_a_killed_one_is_replaced(
+def a_worker(cluster: Any) -> list[int]:
+    """Kill the second node's worker."""
+    return _killed(workers_by_node(cluster)[1])
+
+
+def who_looks_after_the_workers(cluster: Any) -> list[int]:
+    """Kill Ray Train's own process."""
+    return _killed([pid for node in workers_by_node(cluster, "TrainController") for pid in node])
+
+
+def a_node(cluster: Any) -> list[Any]:
+    """Take the second node away with all that is on it, and add another."""
+    lost = cluster.list_all_nodes()[1]
+    cluster.remove_node(lost, allow_graceful=False)
+    cluster.add_node(**NODE)
+    return [lost]
+
+
+def _killed(pids: list[int]) -> list[int]:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def test_workers_on_two_nodes_train_one_model_and_whatever_is_lost_is_replaced(
     cluster: Any, tmp_path: Path
 ) -> None:
     counts, _, _ = low_rank()
     settings = changed(checkpoint_seconds=0.0, pretrain_epochs=80, fusion_epochs=40, precision="float32")
     alone = train(counts, settings)
     local = train_locally(counts, settings)
-    watch = Watch(cluster, kill_at=("train neumf", 3))
+    losses = Losses(
+        cluster,
+        {
+            ("train gmf", 2): who_looks_after_the_workers,
+            ("train gmf", 40): a_node,
+            ("train neumf", 3): a_worker,
+        },
+    )
     mended = train(
         counts,
         settings,
         training=ParallelTraining(2, RayWorkers(address=cluster.address)),
         checkpoint_dir=tmp_path / "scratch",
-        progress=watch,
+        progress=losses,
     )
-    assert watch.killed
-    assert [len(pids) for pids in watch.seen[0]] == [1, 1]
-    assert watch.epochs.count(("train gmf", 1)) == 1, "continued, not begun anew"
+    assert [len(lost) for lost in losses.lost] == [1, 1, 1]
+    assert [len(pids) for pids in losses.seen[0]] == [1, 1]
+    for stage in ("train gmf", "train neumf"):
+        assert losses.epochs.count((stage, 1)) == 1, "continued, not begun anew"
     assert_same_tables(mended, local)
     np.testing.assert_allclose(mended.predict(), alone.predict(), rtol=1e-3)
     assert not list((tmp_path / "scratch").iterdir())
@@ -167,61 +200,6 @@ def test_a_worker_killed_as_it_gets_its_work_is_replaced(cluster: Any, tmp_path:
     mended = train(counts, settings, training=training, checkpoint_dir=tmp_path / "scratch")
     assert module.marker.exists()
     assert_same_tables(mended, local)
-
-
-def test_the_process_that_looks_after_the_workers_is_replaced_too(cluster: Any, tmp_path: Path) -> None:
-    counts, settings = low_rank()[0], changed(kind="gmf", epochs=150, checkpoint_seconds=0.0)
-    local = train_locally(counts, settings)
-    killed: list[int] = []
-    epochs: list[int] = []
-
-    def kill_once(stage: str, done: int, total: int, **figures: float) -> None:
-        epochs.append(done)
-        if not killed:
-            killed.extend(pid for node in workers_by_node(cluster, "TrainController") for pid in node)
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
-
-    mended = train(
-        counts,
-        settings,
-        training=ParallelTraining(2, RayWorkers(address=cluster.address)),
-        checkpoint_dir=tmp_path / "scratch",
-        progress=kill_once,
-    )
-    assert len(killed) == 1
-    assert epochs.count(1) == 1, "continued, not begun anew"
-    assert_same_tables(mended, local)
-    assert not list((tmp_path / "scratch").iterdir())
-
-
-def test_a_lost_node_and_its_worker_are_replaced_once_another_node_is_there(
-    cluster: Any, tmp_path: Path
-) -> None:
-    counts, settings = low_rank()[0], changed(kind="gmf", epochs=150, checkpoint_seconds=0.0)
-    local = train_locally(counts, settings)
-    epochs: list[int] = []
-
-    def lose_once(stage: str, done: int, total: int, **figures: float) -> None:
-        if not epochs:
-            _, second = cluster.list_all_nodes()
-            cluster.remove_node(second, allow_graceful=False)
-            cluster.add_node(**NODE)
-        epochs.append(done)
-
-    before = cluster.list_all_nodes()
-    mended = train(
-        counts,
-        settings,
-        training=ParallelTraining(2, RayWorkers(address=cluster.address)),
-        checkpoint_dir=tmp_path / "scratch",
-        progress=lose_once,
-    )
-    assert cluster.list_all_nodes()[1] is not before[1]
-    assert epochs.count(1) == 1, "continued, not begun anew"
-    assert epochs[-1] == 150
-    assert_same_tables(mended, local)
-    assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_a_training_that_was_broken_off_leaves_no_workers_and_goes_on(cluster: Any, tmp_path: Path) -> None:

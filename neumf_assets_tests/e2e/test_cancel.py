@@ -1,4 +1,4 @@
-"""A step of every kind of asset cancelled by the web interface's GraphQL, in the midst of its work."""
+"""Steps cancelled by the web interface's GraphQL, in the midst of its work."""
 
 from __future__ import annotations
 
@@ -29,12 +29,9 @@ simulate: {datasets: [[ctrl, 60, control], [stim, 60, stimulated]], genes: 400, 
 """
 
 
-def kinds() -> list[str]:
-    """The first asset of every kind, as the catalogue declares them."""
-    found: dict[str, str] = {}
-    for item in stages(StudySettings(name="tiny")):
-        found.setdefault(f"{item.compute.__module__}.{item.compute.__qualname__}", item.path)
-    return list(found.values())
+# Of a dataset and of a study, with training's checkpoints and without. All kinds of assets get the signal that a
+# cancelled run comes to in the campaign of kills, where they compute in earnest.
+CANCELLED = ("raw_counts", "neumf_model", "ineumf/model", "report")
 
 
 @dataclass(frozen=True)
@@ -140,8 +137,8 @@ def _run_again(ui: Ui, before: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_cancelled_step_of_every_kind_does_no_harm(ui: Ui) -> None:
+def test_a_cancelled_step_does_no_harm(ui: Ui) -> None:
     before = ui.versions()
-    for asset in kinds():
+    for asset in CANCELLED:
         _cancel_in_the_midst(ui, asset)
     _run_again(ui, before)
