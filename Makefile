@@ -8,7 +8,9 @@ PYTHON ?= python3
 PORT ?= 3000
 BIN := .venv/bin
 NEUMF_TORCH ?= $(shell grep -E '^torch==' requirements.lock)
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt "$(NEUMF_TORCH)"
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint .venv/constraints.txt "$(NEUMF_TORCH)"
+# pip would compile with one processor; some packages hold templates that are no Python
+COMPILE = $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 SETUP_OF := pyproject.toml requirements.lock
 
 .PHONY: run test ui bench lint format clean
@@ -46,9 +48,11 @@ clean:
 .venv/run.stamp: .venv/constraints.txt
 	@echo "Setting up .venv (once; takes a few minutes) ..."
 	@$(INSTALL) --editable ".[s3]"
+	@$(COMPILE)
 	@touch $@
 
 .venv/test.stamp: .venv/constraints.txt
 	@echo "Setting up .venv with the tests' packages (once; takes a few minutes) ..."
 	@$(INSTALL) --editable ".[s3,postgres,ray,kubernetes,dev]"
+	@$(COMPILE)
 	@touch .venv/run.stamp $@

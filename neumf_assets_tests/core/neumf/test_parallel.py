@@ -65,18 +65,19 @@ def test_what_is_sent_does_not_depend_on_the_number_of_cells() -> None:
     assert sent[0] == sent[1] == 4 * (genes * size + genes + size + 1)  # genes, biases, output weights, pairs
 
 
-class KillOne:
-    """Kills one worker once, after some epochs."""
+class Kills:
+    """Kills workers by their rank, each at its epoch or as soon after as it is told of one."""
 
-    def __init__(self, folder: Path, at: tuple[str, int]) -> None:
-        self.folder, self.at, self.killed = folder, at, 0
+    def __init__(self, folder: Path, *at: tuple[str, int, int]) -> None:
+        self.folder, self.waiting = folder, list(at)
+        self.killed: list[int] = []
         self.epochs: list[tuple[str, int]] = []
 
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
         self.epochs.append((stage, done))
-        if self.epochs[-1] == self.at and not self.killed:
-            self.killed = worker_processes(self.folder)[1]
-            os.kill(self.killed, signal.SIGKILL)
+        if self.waiting and self.waiting[0][0] == stage and self.waiting[0][1] <= done:
+            self.killed.append(worker_processes(self.folder)[self.waiting.pop(0)[2]])
+            os.kill(self.killed[-1], signal.SIGKILL)
 
 
 def worker_processes(folder: Path) -> list[int]:
@@ -94,19 +95,16 @@ def worker_processes(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
-@pytest.mark.parametrize(
-    "at", [("train neumf", 1), pytest.param(("train gmf", 2), marks=pytest.mark.slow)], ids=str
-)
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(tmp_path: Path, at: tuple[str, int]) -> None:
+def test_killed_workers_are_replaced_and_the_result_is_the_same(tmp_path: Path) -> None:
     counts, _, _ = low_rank()
     settings = changed(checkpoint_seconds=0.0, pretrain_epochs=60, fusion_epochs=30)
     whole = train(counts, settings, training=two_workers(), checkpoint_dir=tmp_path / "whole")
-    killer = KillOne(tmp_path / "killed", at)
+    kills = Kills(tmp_path / "killed", ("train gmf", 2, 1), ("train neumf", 1, 0))
     mended = train(
-        counts, settings, training=two_workers(), checkpoint_dir=tmp_path / "killed", progress=killer
+        counts, settings, training=two_workers(), checkpoint_dir=tmp_path / "killed", progress=kills
     )
-    assert killer.killed
-    assert killer.epochs.count(("train gmf", 1)) == 1  # it did not begin anew
+    assert len(kills.killed) == 2
+    assert kills.epochs.count(("train gmf", 1)) == 1  # it did not begin anew
     assert all(torch.equal(table, whole.tables[name]) for name, table in mended.tables.items())
     assert not list((tmp_path / "killed").iterdir())
 
@@ -149,7 +147,7 @@ def test_a_worker_killed_at_a_random_moment_leaves_the_result_as_it_is(tmp_path:
     begun = time.monotonic()
     whole = train(counts, settings, training=two_workers(), checkpoint_dir=tmp_path)
     needed = time.monotonic() - begun
-    for number in range(3):
+    for number in range(2):
         seconds, rank = rng.uniform(0, needed), int(rng.integers(2))
         told = f"NEUMF_KILL_SEED={seed}, run {number}: worker {rank} after {seconds:.3f} of {needed:.3f} s"
         training = ParallelTraining(2, KillsAt(seconds, rank))
