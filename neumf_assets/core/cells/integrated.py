@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +142,7 @@ def write_integrated(
     described.strings_to_categoricals()
     kind = np.result_type(*(data.dtype for data in counts.values()))
     with h5py.File(path, "w") as file:
-        ad.io.write_elem(file, "/", described, dataset_kwargs={"compression": COMPRESSION})
+        _write_described(described, file)
         for name in ("X", "raw", "layers/counts"):
             file.pop(name, None)
         X = SparseWriter(file.create_group("X"), np.dtype(np.float32), COMPRESSION)
@@ -152,6 +153,24 @@ def write_integrated(
             X.add(_log_normalised(rows, target_sum))
         for matrix in (X, layer):
             matrix.finish(described.n_vars)
+
+
+def _write_described(described: ad.AnnData, file: h5py.File) -> None:
+    """Write all but the matrices, with the embeddings one after the other: each may be a file that is mapped."""
+    others = {"obs": described.obs, "var": described.var, "uns": described.uns, "varm": described.varm}
+    options = {"compression": COMPRESSION}
+    ad.io.write_elem(file, "/", ad.AnnData(**others), dataset_kwargs=options)
+    for key, array in described.obsm.items():
+        ad.io.write_elem(file["obsm"], key, array, dataset_kwargs=options)
+        _let_go(array)
+
+
+def _let_go(array: Any) -> None:
+    """Give back the memory of a mapped file's pages; they would be read anew where they are needed again."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 def _parts(counts: Mapping[str, SomeCells]) -> Iterator[tuple[SomeCells, int, int]]:
