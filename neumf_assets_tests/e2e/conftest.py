@@ -79,7 +79,7 @@ class Server:
         return data
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of a finished study of three datasets, one of whose files has been replaced by a bad one."""
     need(shutil.which("chromium"), "chromium")
@@ -105,7 +105,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(study: Path) -> Iterator[Server]:
     """Webserver and daemon as ``neumf-assets ui`` starts them, on a free port; sensors and schedules off."""
     port = _free_port()
