@@ -29,6 +29,7 @@ import psutil
 
 from benchmarks import harness
 from benchmarks._leading import lead
+from neumf_assets_tests.ray_cluster import VARIABLES
 
 RUNS, QUICK_RUNS = 40, 2
 SHARE = 4  # every other kind of kill than that of one worker gets so many times fewer runs
@@ -302,6 +303,7 @@ def main(quick: bool = False) -> dict[str, Any]:
     runs = int(os.environ.get("NEUMF_WORKER_KILLS") or (QUICK_RUNS if quick else RUNS))
     where = os.environ.get("NEUMF_WORKER_KILLS_WHERE", "local ray").split()
     rows, skipped = [], {}
+    os.environ |= VARIABLES  # for all that the server forks, which begins before the cluster
     os.environ["PYTHONPATH"] = os.pathsep.join([str(harness.ROOT), *os.environ.get("PYTHONPATH", "").split()])
     multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks._leading"])
     with tempfile.TemporaryDirectory(prefix="neumf-worker-kills-") as name:
