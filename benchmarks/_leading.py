@@ -57,11 +57,10 @@ def lead(model: str, address: str | None, folder: Path, attempt: int) -> None:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
         torch.set_num_threads(1)
-        launch: Launch
-        if address is None:
-            launch = LocalProcesses(INMF if model == "iNMF" else NEUMF, threads=1)
-        else:
-            launch = RayWorkers(address=address, module=INMF if model == "iNMF" else NEUMF)
+        module = INMF if model == "iNMF" else NEUMF
+        launch: Launch = LocalProcesses(module, threads=1)
+        if address is not None:
+            launch = RayWorkers(address=address, module=module)
         train = _neumf if model == "NeuMF" else _inmf
         arrays = train(launch, folder / "training", partial(_tell, told))
         np.savez(folder / "unfinished.npz", **arrays)

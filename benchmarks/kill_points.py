@@ -26,11 +26,8 @@ from benchmarks import harness
 
 POINTS, QUICK_POINTS = 20, 2
 _RERUN_EVERY = 5
-_SENT = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGKILL,
-)  # at moments, in turn, for each kind from another one on
+# at moments, in turn, for each kind from another one on
+_SENT = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 STUDY = """
 name: tiny
 label_column: cell_type

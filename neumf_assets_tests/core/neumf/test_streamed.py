@@ -291,7 +291,6 @@ from neumf_assets.core.measure import measured
 from neumf_assets.core.neumf import network
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.streamed import fit_streamed
-from neumf_assets.ray_training import NEUMF
 
 class Drawn:
     def __init__(self, cells): self.shape = (cells, 300)
