@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import json, sys
+import json, multiprocessing, sys
 from pathlib import Path
 import anndata as ad
 import numpy as np
@@ -37,20 +37,18 @@ def drawn(cells):
     X.sort_indices()
     return X
 
-def integrated(cells, folder):
-    folder.mkdir()
+def make_integrated(cells, folder):
     with CountsWriter(folder / FILE) as writer:
         for start in range(0, cells, 1000):
             names = [f"c{i}" for i in range(start, start + 1000)]
             writer.add(ad.AnnData(drawn(1000), obs=pd.DataFrame(index=names), var=genes))
-    def run():
-        with StoredCounts(folder) as counts:
-            some = {"a": SomeCells(counts, np.arange(cells))}
-            write_integrated(describe_integrated(some, {}), some, folder / "integrated.h5ad")
-    return run
 
-def market(cells, folder):
-    folder.mkdir()
+def integrated(cells, folder):
+    with StoredCounts(folder) as counts:
+        some = {"a": SomeCells(counts, np.arange(cells))}
+        write_integrated(describe_integrated(some, {}), some, folder / "integrated.h5ad")
+
+def make_market(cells, folder):
     head = f"%%MatrixMarket matrix coordinate integer general\\n{GENES} {cells} {ENTRIES * cells}\\n"
     with (folder / "matrix.mtx").open("wb") as file:
         file.write(head.encode())
@@ -60,32 +58,49 @@ def market(cells, folder):
             table.write_csv(file, include_header=False, separator=" ")
     (folder / "barcodes.tsv").write_text("".join(f"c{i}\\n" for i in range(cells)))
     (folder / "features.tsv").write_text("".join(f"g{i}\\n" for i in range(GENES)))
-    return lambda: store_counts(folder, folder / "out")
 
-def text(cells, folder):
-    folder.mkdir()
+def market(cells, folder):
+    store_counts(folder, folder / "out")
+
+def make_text(cells, folder):
     names = [f"c{i}" for i in range(cells)]
     table = pl.DataFrame({"": [f"g{i}" for i in range(GENES)]}).hstack(pl.from_numpy(drawn(cells).toarray().T, names))
     table.write_csv(folder / "a.csv")
-    del table
-    settings = ReadSettings(orientation="genes_by_cells")
-    return lambda: store_counts(folder / "a.csv", folder / "out", settings)
 
-def graph(cells, folder):
+def text(cells, folder):
+    store_counts(folder / "a.csv", folder / "out", ReadSettings(orientation="genes_by_cells"))
+
+def make_graph(cells, folder):
     near = (np.arange(cells)[:, None] + np.r_[-10:0, 1:11]) % cells
     distances = np.tile(np.abs(np.r_[-10:0, 1:11]) / 100, (cells, 1)).astype(np.float32)
-    found = Neighbours(near.astype(np.int32), distances, "cosine")
-    return lambda: cell_graph(found, None, merged_cells(found, 2000))
+    np.savez(folder / "found.npz", near.astype(np.int32), distances)
+
+def graph(cells, folder):
+    found = Neighbours(*np.load(folder / "found.npz").values(), "cosine")
+    cell_graph(found, None, merged_cells(found, 2000))
 
 memory.budget = lambda: 1 << 20
 parts.BLOCK_CELLS = 1024
-work, peaks = globals()[sys.argv[1]], []
-for cells in map(int, sys.argv[3:]):
-    run = work(cells, Path(sys.argv[2]) / str(cells))
+forks, peaks = multiprocessing.get_context("fork"), multiprocessing.SimpleQueue()
+
+def measure(work, cells, folder):
     with measured() as cost:
-        run()
-    peaks.append(cost.peak_mib)
-print(json.dumps(peaks))
+        work(cells, folder)
+    peaks.put(cost.peak_mib)
+
+def in_a_process_of_its_own(work, *given):
+    # What an allocator keeps of other work, for as long as it likes, is no memory of this work.
+    process = forks.Process(target=work, args=given)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+work, folder = sys.argv[1], Path(sys.argv[2])
+for cells in map(int, sys.argv[3:]):
+    (folder / str(cells)).mkdir()
+    in_a_process_of_its_own(globals()["make_" + work], cells, folder / str(cells))
+    in_a_process_of_its_own(measure, globals()[work], cells, folder / str(cells))
+print(json.dumps([peaks.get() for _ in sys.argv[3:]]))
 """
 
 
