@@ -167,16 +167,28 @@ def _lead(workers: RayWorkers, folder: Path, size: int, address: str, tell: Conn
     end_after(parent.join)
     outcome = {}
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        _connect(address)
         workers.fit(folder, size)
-    except ConnectionError as error:
-        known = os.environ.get("RAY_ADDRESS") or address
-        outcome["refused"] = f"workers: no Ray cluster at {known} ({error}); set RAY_ADDRESS, or workers to 1"
+    except NeumfError as error:
+        outcome["refused"] = str(error)
     except Exception as error:  # told by the process that waits
         outcome["failed"] = str(error)
     tell.send_bytes(json.dumps(outcome).encode())
     tell.close()
     ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Connect this process to the cluster; without one, another attempt would find none either."""
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except ConnectionError as error:
+        known = os.environ.get("RAY_ADDRESS") or address
+        raise NeumfError(
+            f"workers: no Ray cluster at {known} ({error}); set RAY_ADDRESS, or workers to 1"
+        ) from error
 
 
 def worker(config: dict[str, Any]) -> None:

@@ -202,6 +202,23 @@ def test_a_worker_killed_as_it_gets_its_work_is_replaced(cluster: Any, tmp_path:
     assert_same_tables(mended, local)
 
 
+class CutOffOnce(RayWorkers):
+    """Loses the cluster in the first attempt, after it was there."""
+
+    def fit(self, folder: Path, size: int) -> None:
+        """Note the attempt, and train nothing."""
+        attempts = folder / "attempts"
+        attempts.touch()
+        attempts.write_text(attempts.read_text() + "x")
+        if attempts.read_text() == "x":
+            raise ConnectionError("cut off")
+
+
+def test_a_connection_that_is_lost_in_mid_training_is_made_again(cluster: Any, tmp_path: Path) -> None:
+    CutOffOnce(address=cluster.address)(tmp_path, 2, lambda: None)
+    assert (tmp_path / "attempts").read_text() == "xx"
+
+
 def test_a_training_that_was_broken_off_leaves_no_workers_and_goes_on(cluster: Any, tmp_path: Path) -> None:
     counts, settings = low_rank()[0], changed(kind="gmf", epochs=150, checkpoint_seconds=0.0)
     training = ParallelTraining(2, RayWorkers(address=cluster.address))
