@@ -8,7 +8,8 @@ PYTHON ?= python3
 PORT ?= 3000
 BIN := .venv/bin
 NEUMF_TORCH ?= $(shell grep -E '^torch==' requirements.lock)
-INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint .venv/constraints.txt "$(NEUMF_TORCH)"
+PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+INSTALL = $(PIP) --constraint .venv/constraints.txt "$(NEUMF_TORCH)"
 # pip would compile with one processor; some packages hold templates that are no Python
 COMPILE = $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 SETUP_OF := pyproject.toml requirements.lock
@@ -53,6 +54,8 @@ clean:
 
 .venv/test.stamp: .venv/constraints.txt
 	@echo "Setting up .venv with the tests' packages (once; takes a few minutes) ..."
+	@# tests need all that is pinned: nothing to be sought, and several unpack at a time
+	@{ printf '"%s"\n' "$(NEUMF_TORCH)"; cat .venv/constraints.txt; } | xargs -P 4 -n 40 $(PIP) --no-deps --no-warn-conflicts
 	@$(INSTALL) --editable ".[s3,postgres,ray,kubernetes,dev]"
 	@$(COMPILE)
 	@touch .venv/run.stamp $@
