@@ -24,7 +24,8 @@ ui: .venv/run.stamp
 
 test: lint
 	$(BIN)/dagster definitions validate --log-level warning -w workspace.yaml
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@# more workers than processors, for the tests wait a lot; threads would only wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -41,13 +41,18 @@ def _one_at_a_time(nodeid: str) -> str:
     return "ray" if Path(nodeid.partition("::")[0]).name.startswith("test_ray_") else ""
 
 
+def use_home(patch: pytest.MonkeyPatch, home: Path) -> Path:
+    """Let NEUMF_HOME be that folder, and nothing else be set."""
+    for name in ("NEUMF_STORAGE", "NEUMF_DEVICE", "NEUMF_EXECUTOR", "DAGSTER_HOME"):
+        patch.delenv(name, raising=False)
+    patch.setenv("NEUMF_HOME", str(home))
+    return home
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty NEUMF_HOME of this test's own."""
-    for name in ("NEUMF_STORAGE", "NEUMF_DEVICE", "NEUMF_EXECUTOR", "DAGSTER_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NEUMF_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+    return use_home(monkeypatch, tmp_path / "home")
 
 
 @pytest.fixture(scope="session")

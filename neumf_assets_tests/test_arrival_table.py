@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
 from neumf_assets.assets.stage import Stage, Step
-from neumf_assets_tests.live import BROKEN, Live, counts_csv, live_study, stubbed
+from neumf_assets_tests.conftest import use_home
+from neumf_assets_tests.live import BROKEN, Live, Snapshot, counts_csv, live_study, stubbed
 
 
 def arrives(live: Live) -> None:
@@ -147,25 +146,61 @@ class Watched:
             assert sum(words in line for line in self.said) == 1
 
 
-@contextmanager
-def complete_study(folder: Path) -> Iterator[tuple[Live, list[str]]]:
-    """A study made of two datasets, with a third that is refused; and what its sensor says from now on."""
-    with live_study(folder) as live:
-        live.put("a.csv", counts_csv(1))
-        live.put("b.csv", counts_csv(2))
-        live.put("bad.csv", BROKEN)
-        live.settle()
-        assert (len(live.dataset_runs), len(live.study_runs)) == (3, 1)
-        said: list[str] = []
-        look = live.arrivals
+class CompleteStudy:
+    """A study made of two datasets, with a third that is refused.
 
-        def arrivals() -> list[str]:
-            asked = look()
-            said.extend(live.last.news)
-            return asked
+    Attributes
+    ----------
+    said
+        What its sensor says.
+    during
+        Called from within every stage.
+    """
 
-        live.arrivals = arrivals  # type: ignore[method-assign]
-        yield live, said
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.said: list[str] = []
+        self.during: Callable[[Stage, Step], None] = lambda declared, step: None
+
+    def begins(self, row: Row) -> Watched:
+        """Watch the study from now on."""
+        return Watched(self.live, row, self.said)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[CompleteStudy, Snapshot]]:
+    """The study, and how it was when it was made."""
+    root, kept = tmp_path_factory.mktemp("study") / "root", tmp_path_factory.mktemp("kept") / "root"
+    root.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        use_home(patch, root / "home")
+        stubbed(patch, lambda declared, step: study.during(declared, step))
+        with live_study(root) as live:
+            study = CompleteStudy(live)
+            live.put("a.csv", counts_csv(1))
+            live.put("b.csv", counts_csv(2))
+            live.put("bad.csv", BROKEN)
+            live.settle()
+            assert (len(live.dataset_runs), len(live.study_runs)) == (3, 1)
+            look = live.arrivals
+
+            def arrivals() -> list[str]:
+                asked = look()
+                study.said.extend(live.last.news)
+                return asked
+
+            live.arrivals = arrivals  # type: ignore[method-assign]
+            yield study, Snapshot(live, root, kept)
+
+
+@pytest.fixture
+def study(made: tuple[CompleteStudy, Snapshot]) -> CompleteStudy:
+    """The study as it was made."""
+    study, snapshot = made
+    snapshot.restore()
+    study.said.clear()
+    study.during = lambda declared, step: None
+    return study
 
 
 def _ids(row: Row) -> str:
@@ -173,41 +208,33 @@ def _ids(row: Row) -> str:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=_ids)
-def test_while_the_study_is_idle(
-    row: Row, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stubbed(monkeypatch)
-    with complete_study(tmp_path) as (live, said):
-        watched = Watched(live, row, said)
-        row.event(live)
-        live.settle()
-        watched.check("", 0)
+def test_while_the_study_is_idle(row: Row, study: CompleteStudy) -> None:
+    watched = study.begins(row)
+    row.event(study.live)
+    study.live.settle()
+    watched.check("", 0)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=_ids)
 @pytest.mark.parametrize("at", ["neumf_model", "liger/factors"], ids=["dataset_trains", "study_is_rebuilt"])
-def test_while_something_is_under_way(
-    at: str, row: Row, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_something_is_under_way(at: str, row: Row, study: CompleteStudy) -> None:
     """Dataset ``x`` arrives first; the event falls into its training, or into the rebuild that takes it in."""
-    begun: list[Watched] = []
+    live, begun = study.live, []
 
     def during(declared: Stage, step: Step) -> None:
-        if not begun or begun[0].live.materialisations("raw_counts", "x") == 0 or declared.path != at:
+        if begun or declared.path != at or step.dataset not in (None, "x"):
             return
-        if len(begun) > 1 or step.dataset not in (None, "x"):
+        if live.materialisations("raw_counts", "x") == 0:
             return
-        begun.append(Watched(begun[0].live, row, begun[0].said))
-        row.event(begun[0].live)
-        work_off(begun[0].live)
-        assert begun[0].live.conditions() == set()  # nothing is rebuilt meanwhile
+        begun.append(study.begins(row))
+        row.event(live)
+        work_off(live)
+        assert live.conditions() == set()  # nothing is rebuilt meanwhile
 
-    stubbed(monkeypatch, during)
-    with complete_study(tmp_path) as (live, said):
-        begun.append(Watched(live, row, said))
-        live.put("x.csv", counts_csv(9))
-        live.settle()
-        assert len(begun) == 2, "the event has not happened"
-        in_training = at == "neumf_model"
-        # A rebuild that is still to come takes the event in; one that is under way is followed by another.
-        begun[1].check("x", 1 - row.rebuilds if in_training else 0)
+    study.during = during
+    live.put("x.csv", counts_csv(9))
+    live.settle()
+    assert begun, "the event has not happened"
+    in_training = at == "neumf_model"
+    # A rebuild that is still to come takes the event in; one that is under way is followed by another.
+    begun[0].check("x", 1 - row.rebuilds if in_training else 0)

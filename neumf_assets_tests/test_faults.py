@@ -20,7 +20,7 @@ from neumf_assets.core.counts.simulate import write_inbox
 from neumf_assets.core.counts.simulate_settings import SimulatorSettings
 from neumf_assets.home import Home
 from neumf_assets.orphans import IN_PROGRESS, fail_dead_runs
-from neumf_assets_tests.conftest import need
+from neumf_assets_tests.conftest import need, use_home
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = """
@@ -76,12 +76,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that home, with a model that trains for long when it is next brought up to date."""
-    home = tmp_path / "home"
+    home = use_home(monkeypatch, tmp_path / "home")
     shutil.copytree(built / "home", home)
     _write_study(home, built / "inbox", ENDLESS)
-    for name in ("NEUMF_STORAGE", "NEUMF_DEVICE", "NEUMF_EXECUTOR", "DAGSTER_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NEUMF_HOME", str(home))
     return home
 
 

@@ -135,42 +135,6 @@ def test_workers_on_two_nodes_train_one_model_and_whatever_is_lost_is_replaced(
     assert not list((tmp_path / "scratch").iterdir())
 
 
-class KillsEarly(threading.Thread):
-    """Kills the worker on one node once, as soon as it is there: before the workers have met."""
-
-    def __init__(self, cluster: Any, node: int) -> None:
-        super().__init__(daemon=True)
-        self.cluster, self.node, self.killed, self.over = cluster, node, 0, False
-
-    def run(self) -> None:
-        """Wait and kill."""
-        while not self.killed and not self.over:
-            for pid in workers_by_node(self.cluster)[self.node]:
-                os.kill(pid, signal.SIGKILL)
-                self.killed = pid
-            time.sleep(0.01)
-
-
-def test_a_worker_killed_before_the_workers_have_met_is_replaced(cluster: Any, tmp_path: Path) -> None:
-    counts, settings = low_rank()[0], changed(kind="gmf", epochs=3)
-    local = train_locally(counts, settings)
-    killing = KillsEarly(cluster, node=1)
-    killing.start()
-    try:
-        mended = train(
-            counts,
-            settings,
-            training=ParallelTraining(2, RayWorkers(address=cluster.address)),
-            checkpoint_dir=tmp_path / "scratch",
-        )
-    finally:
-        killing.over = True
-        killing.join()
-    assert killing.killed
-    assert_same_tables(mended, local)
-    assert not list((tmp_path / "scratch").iterdir())
-
-
 class FatalOnce(str):
     """The name of a module; the first worker that unpickles it is killed."""
 
@@ -191,15 +155,54 @@ def _named(name: str, marker: Path) -> str:
     return module
 
 
-def test_a_worker_killed_as_it_gets_its_work_is_replaced(cluster: Any, tmp_path: Path) -> None:
+class KillsEarly(threading.Thread):
+    """Kills the worker on the second node once, as soon as it is there: before the workers have met.
+
+    Those that are there before a file is, it spares.
+    """
+
+    def __init__(self, cluster: Any, after: Path) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.after = cluster, after
+        self.spared: set[int] = set()
+        self.killed, self.over = 0, False
+
+    def run(self) -> None:
+        """Wait and kill."""
+        while not self.killed and not self.over:
+            begun = self.after.exists()
+            for pid in set(workers_by_node(self.cluster)[1]) - self.spared:
+                if begun:
+                    os.kill(pid, signal.SIGKILL)
+                    self.killed = pid
+                else:
+                    self.spared.add(pid)
+            time.sleep(0.01)
+
+
+def test_workers_killed_as_they_get_their_work_and_before_they_have_met_are_replaced(
+    cluster: Any, tmp_path: Path
+) -> None:
     counts, settings = low_rank()[0], changed(kind="gmf", epochs=3)
     local = train_locally(counts, settings)
-    module = FatalOnce(RayWorkers().module)
+    module = FatalOnce(NEUMF)
     module.marker = tmp_path / "killed"
-    training = ParallelTraining(2, RayWorkers(address=cluster.address, module=module))
-    mended = train(counts, settings, training=training, checkpoint_dir=tmp_path / "scratch")
+    killing = KillsEarly(cluster, after=module.marker)
+    killing.start()
+    try:
+        mended = train(
+            counts,
+            settings,
+            training=ParallelTraining(2, RayWorkers(address=cluster.address, module=module)),
+            checkpoint_dir=tmp_path / "scratch",
+        )
+    finally:
+        killing.over = True
+        killing.join()
     assert module.marker.exists()
+    assert killing.killed
     assert_same_tables(mended, local)
+    assert not list((tmp_path / "scratch").iterdir())
 
 
 class CutOffOnce(RayWorkers):

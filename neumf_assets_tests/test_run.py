@@ -28,6 +28,7 @@ from neumf_assets.home import Home
 from neumf_assets.runner import run_study
 from neumf_assets.studies import find_or_register
 from neumf_assets.study import read_study
+from neumf_assets_tests.conftest import use_home
 
 QUICK = """
 label_column: cell_type
@@ -64,9 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A home and an inbox after a complete run, and what the run printed; tests work on copies of it."""
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as environment:
-        for name in ("NEUMF_STORAGE", "NEUMF_DEVICE", "NEUMF_EXECUTOR", "DAGSTER_HOME"):
-            environment.delenv(name, raising=False)
-        environment.setenv("NEUMF_HOME", str(root / "home"))
+        use_home(environment, root / "home")
         _fill(root / "inbox")
         _register(root / "inbox")
         console = Console(record=True, width=200, force_terminal=False)
