@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from math import isqrt
 
 import numpy as np
@@ -21,6 +24,11 @@ _LANCZOS_UP_TO = 2_000_000
 _UMAP_BYTES_PER_NEIGHBOUR = 100
 _TSNE_BYTES_PER_NEIGHBOUR = 64
 _TSNE_BLOCK_MIB = 64
+_COMPILED = (
+    ("umap.umap_", "smooth_knn_dist"),
+    ("umap.umap_", "compute_membership_strengths"),
+    ("umap.layouts", "_nb_optimize_layout_euclidean_single_epoch"),
+)
 
 
 def umap_embed(
@@ -95,6 +103,7 @@ def _projected(
 def _laid_out(points: np.ndarray, neighbours: Neighbours, settings: UmapSettings) -> np.ndarray:
     import umap
 
+    _keep_compiled()
     # umap wants fewer neighbours, the cell itself included, than cells
     near = neighbours.nearest(min(settings.n_neighbors, len(points) - 1) - 1)
     own = np.arange(len(points))[:, None]
@@ -116,6 +125,19 @@ def _laid_out(points: np.ndarray, neighbours: Neighbours, settings: UmapSettings
         warnings.filterwarnings("ignore", message=".*not fully connected.*")
         warnings.filterwarnings("ignore", message=".*spectral initiali[sz]ation failed.*")
         return np.asarray(model.fit_transform(points), dtype=np.float32)
+
+
+@cache
+def _keep_compiled() -> None:
+    """Let numba keep what it compiles for UMAP, which it would do anew in every process, for seconds.
+
+    UMAP's own functions do not ask for it. Without a folder to write to they are compiled as before.
+    """
+    for module, name in _COMPILED:
+        function = getattr(import_module(module), name, None)
+        if function is not None:  # private names of other versions
+            with suppress(RuntimeError, OSError):
+                function.enable_caching()
 
 
 def tsne_embed(

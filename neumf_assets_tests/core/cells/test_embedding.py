@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -11,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from neumf_assets.core.cells import embedding as embedding_module
 from neumf_assets.core.cells.align import harmony_align
-from neumf_assets.core.cells.embedding import tsne_embed, umap_bytes, umap_embed
+from neumf_assets.core.cells.embedding import _keep_compiled, tsne_embed, umap_bytes, umap_embed
 from neumf_assets.core.cells.metrics import expected_same_batch_share, same_batch_share
 from neumf_assets.core.cells.neighbours import Neighbours, find_neighbours
 from neumf_assets.core.cells.settings import AlignSettings, UmapSettings
@@ -36,6 +38,50 @@ def test_umap_uses_the_given_neighbours() -> None:
     data = blobs(per_type=40)
     layout = umap_embed(noise(160).embedding, find_neighbours(data.embedding, 19))
     assert KNeighborsClassifier(5).fit(layout, data.labels).score(layout, data.labels) > 0.95
+
+
+COMPILING = """
+import numpy as np
+from numba.core.event import Listener, install_listener
+from neumf_assets.core.cells.embedding import umap_embed
+from neumf_assets.core.cells.neighbours import find_neighbours
+
+class Names(Listener):
+    def on_start(self, event):
+        function = event.data["dispatcher"].py_func
+        print(function.__module__, function.__name__)
+
+    def on_end(self, event):
+        pass
+
+points = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+neighbours = find_neighbours(points, 19)
+print("layout:")
+with install_listener("numba:compile", Names()):
+    umap_embed(points, neighbours)
+"""
+
+
+def test_umap_is_compiled_by_the_first_process_only() -> None:
+    data = blobs(per_type=40)
+    umap_embed(data.embedding, find_neighbours(data.embedding, 19))
+    done = subprocess.run([sys.executable, "-c", COMPILING], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    compiled = done.stdout.partition("layout:\n")[2].splitlines()
+    assert [name for name in compiled if "tau_rand" not in name] == []  # these two when it is imported
+
+
+def test_umap_is_compiled_anew_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = blobs(per_type=40)
+    neighbours = find_neighbours(data.embedding, 19)
+    layout = umap_embed(data.embedding, neighbours)
+
+    def no_folder(*_: object) -> None:
+        raise RuntimeError("no locator available")
+
+    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", no_folder)
+    _keep_compiled.cache_clear()
+    np.testing.assert_array_equal(umap_embed(data.embedding, neighbours), layout)
 
 
 def test_umap_of_a_sample_places_the_other_cells_among_their_own_kind() -> None:
