@@ -55,8 +55,8 @@ clean:
 
 .venv/test.stamp: .venv/constraints.txt
 	@echo "Setting up .venv with the tests' packages (once; takes a few minutes) ..."
-	@# tests need all that is pinned: nothing to be sought, and several unpack at a time (what each half sees of
-	@# the others it would warn of)
+	@# tests need all that is pinned: nothing to be sought, and several unpack at a time, quiet about what they
+	@# see each other do by halves
 	@{ printf '"%s"\n' "$(NEUMF_TORCH)"; cat .venv/constraints.txt; } | xargs -P 4 -n 40 $(PIP) --quiet --no-deps --no-warn-conflicts
 	@$(INSTALL) --editable ".[s3,postgres,ray,kubernetes,dev]"
 	@$(COMPILE)
