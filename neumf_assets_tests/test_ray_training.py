@@ -210,10 +210,9 @@ class CutOffOnce(RayWorkers):
 
     def fit(self, folder: Path, size: int) -> None:
         """Note the attempt, and train nothing."""
-        attempts = folder / "attempts"
-        attempts.touch()
-        attempts.write_text(attempts.read_text() + "x")
-        if attempts.read_text() == "x":
+        with (folder / "attempts").open("a") as attempts:
+            attempts.write("x")
+        if (folder / "attempts").read_text() == "x":
             raise ConnectionError("cut off")
 
 

@@ -81,7 +81,8 @@ def graph(cells, folder):
 
 memory.budget = lambda: 1 << 20
 parts.BLOCK_CELLS = 1024
-forks, peaks = multiprocessing.get_context("fork"), multiprocessing.SimpleQueue()
+forks = multiprocessing.get_context("fork")
+peaks = forks.SimpleQueue()
 
 def measure(work, cells, folder):
     with measured() as cost:

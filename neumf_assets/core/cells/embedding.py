@@ -135,7 +135,7 @@ def _keep_compiled() -> None:
     """
     for module, name in _COMPILED:
         function = getattr(import_module(module), name, None)
-        if function is not None:  # private names of other versions
+        if function is not None:  # another version of UMAP may name it otherwise
             with suppress(RuntimeError, OSError):
                 function.enable_caching()
 
