@@ -21,7 +21,7 @@ from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.train import fit
 from neumf_assets.core.processes import Launch, LocalProcesses
 from neumf_assets.core.progress import Progress
-from neumf_assets.ray_training import INMF, NEUMF, RayWorkers
+from neumf_assets.core.ray_training import INMF, NEUMF, RayWorkers
 
 WORKERS = 2
 _NEUMF = NeuMFSettings(

@@ -48,8 +48,8 @@ def load(wanted: Mapping[str, Any]) -> dict[str, Any]:
 def overhead(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Run a study as ``neumf-assets run`` does, all libraries imported first."""
     begin = time.perf_counter()
+    from neumf_assets.commands.run import run_study
     from neumf_assets.home import Home
-    from neumf_assets.runner import run_study
 
     dagster = time.perf_counter()
     for name in LIBRARIES:
@@ -82,7 +82,7 @@ def ticks(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     from neumf_assets.core.measure import measured
     from neumf_assets.definitions import defs
-    from neumf_assets.partitions import partitions_name
+    from neumf_assets.study.names import partitions_name
 
     name = wanted["study"]
     repository = defs().get_repository_def()
@@ -136,10 +136,10 @@ def finish(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Make the store and the quarantine what they are when every dataset has been processed."""
     from neumf_assets.assets.catalogue import stages
     from neumf_assets.core.store import Draft
+    from neumf_assets.definitions.studies import all_studies
     from neumf_assets.home import Home
-    from neumf_assets.quarantine import Quarantine, Refusal
-    from neumf_assets.sources import dataset_digest, find_sources
-    from neumf_assets.studies import all_studies
+    from neumf_assets.intake.quarantine import Quarantine, Refusal
+    from neumf_assets.study.sources import dataset_digest, find_sources
 
     study = all_studies(Home.from_environment())[wanted["study"]]
     os.fsync = lambda descriptor: None  # type: ignore[assignment]  # what is made here need not last
@@ -171,10 +171,10 @@ def partitions(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     from neumf_assets.assets.catalogue import stages
     from neumf_assets.core.measure import measured
+    from neumf_assets.definitions.studies import all_studies
+    from neumf_assets.definitions.study import study_definitions
     from neumf_assets.home import Home
-    from neumf_assets.partitions import partitions_name
-    from neumf_assets.studies import all_studies
-    from neumf_assets.study_definitions import study_definitions
+    from neumf_assets.study.names import partitions_name
 
     study = all_studies(Home.from_environment())[wanted["study"]]
     definitions, declared = study_definitions(study), stages(study)

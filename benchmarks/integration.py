@@ -38,8 +38,8 @@ from neumf_assets.core.counts.stack import stack_shared
 from neumf_assets.core.counts.store import load_counts
 from neumf_assets.core.neumf.mapping import map_dataset
 from neumf_assets.core.neumf.train import fit
-from neumf_assets.settings import ARMS, StudySettings
-from neumf_assets.sources import find_sources
+from neumf_assets.study.settings import ARMS, StudySettings
+from neumf_assets.study.sources import find_sources
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -181,9 +181,9 @@ class Campaign:
         """In the child: clean up after the dead, then compute one asset as ``neumf-assets run`` does."""
         import dagster as dg
 
-        from neumf_assets.jobs import job_name
-        from neumf_assets.orphans import IN_PROGRESS, alive, fail_dead_runs
-        from neumf_assets.study_definitions import study_definitions
+        from neumf_assets.definitions.study import study_definitions
+        from neumf_assets.running.orphans import IN_PROGRESS, alive, fail_dead_runs
+        from neumf_assets.study.names import job_name
 
         job = "train" if kind.dataset else "integrate"
         with dg.DagsterInstance.get() as instance:
@@ -208,13 +208,13 @@ class Campaign:
             return 0 if result.success else 1
 
     def _build(self, report: Any) -> int:
-        from neumf_assets.runner import run_study
+        from neumf_assets.commands.run import run_study
 
         self._write_inbox()
         return run_study("tiny", None)
 
     def _study(self) -> Any:
-        from neumf_assets.studies import all_studies
+        from neumf_assets.definitions.studies import all_studies
 
         return all_studies(self.home)["tiny"]
 

@@ -35,7 +35,7 @@ from neumf_assets.core import memory
 from neumf_assets.core.counts.simulate import simulate_chunks
 from neumf_assets.core.counts.simulate_settings import SimulatedDatasetSettings, SimulatorSettings
 from neumf_assets.core.measure import measured
-from neumf_assets.settings import ARMS, StudySettings
+from neumf_assets.study.settings import ARMS, StudySettings
 
 GENES = 2000
 CHUNK = 8192

@@ -334,7 +334,7 @@ class Soak:
         return without
 
     def _findings(self, instance: Any, reaper: Reaper, rest_after: float) -> dict[str, Any]:
-        from neumf_assets.file_lock import FileLock
+        from neumf_assets.running.file_lock import FileLock
 
         arrivals, integrated = self.feeder.arrivals, set(self._integrated())
         left_over = self.services.left_over(patience=30.0)

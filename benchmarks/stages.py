@@ -21,7 +21,7 @@ from neumf_assets.assets.catalogue import PER_DATASET, stages
 from neumf_assets.assets.stage import Stage, Step
 from neumf_assets.core.measure import measured
 from neumf_assets.core.store import Artifact, Draft, Store
-from neumf_assets.settings import StudySettings
+from neumf_assets.study.settings import StudySettings
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ _COMPONENTS = ("RegisteredStudies", "Study")
 def __getattr__(name: str) -> Any:
     # Lazily, so that neumf_assets.core stays usable without Dagster.
     if name in _COMPONENTS:
-        from neumf_assets import study
+        from neumf_assets.definitions import component
 
-        return getattr(study, name)
+        return getattr(component, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

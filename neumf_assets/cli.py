@@ -99,25 +99,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _backfill(options: argparse.Namespace) -> int:
-    from neumf_assets.backfill import backfill
+    from neumf_assets.commands.backfill import backfill
 
     return backfill(options.study, options.dataset, options.job)
 
 
 def _notebook(options: argparse.Namespace) -> int:
-    from neumf_assets.notebook import run_notebook
+    from neumf_assets.commands.notebook import run_notebook
 
     return run_notebook(options.file, options.seed)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from neumf_assets.doctor import doctor
+    from neumf_assets.commands.doctor import doctor
 
     return doctor(options.port)
 
 
 def _export(options: argparse.Namespace) -> int:
-    from neumf_assets.export import export_study
+    from neumf_assets.commands.export import export_study
 
     for path in export_study(options.study, options.target, options.format, options.dataset, options.matrix):
         print(path)
@@ -125,7 +125,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from neumf_assets.runner import run_study
+    from neumf_assets.commands.run import run_study
 
     return run_study(options.study, options.inbox)
 

@@ -17,6 +17,7 @@ from neumf_assets.core.store import Store, write_atomically
 
 DEVICES = ("auto", "cpu", "cuda")
 
+_LAUNCHER = "neumf_assets.running.run_launcher"
 _DAGSTER_YAML = """\
 # Written by neumf-assets on first use; yours to edit.
 telemetry:
@@ -24,7 +25,7 @@ telemetry:
 nux:
   enabled: false
 run_launcher:
-  module: neumf_assets.run_launcher
+  module: {launcher}
   class: LocalRunLauncher
 run_coordinator:
   module: dagster.core.run_coordinator
@@ -111,10 +112,19 @@ class Home:
         """Create the folders and, where there is none yet, the Dagster instance's settings."""
         for folder in (self.dagster, self.studies, self.root / "inbox", self.root / "results"):
             folder.mkdir(parents=True, exist_ok=True)
-        settings = _DAGSTER_YAML.format(runs=max(2, usable_cpus() // 2))
+        settings = _DAGSTER_YAML.format(launcher=_LAUNCHER, runs=max(2, usable_cpus() // 2))
         for path, text in ((self.dagster / "dagster.yaml", settings), (self.workspace, _WORKSPACE_YAML)):
             if not path.exists():
                 write_atomically(path, text.encode())
+        self._name_the_launcher_where_it_is()
+
+    def _name_the_launcher_where_it_is(self) -> None:
+        """Mend the settings of a home that version 0.1 made: the launcher's module has moved."""
+        settings = self.dagster / "dagster.yaml"
+        text = settings.read_text()
+        moved = text.replace("module: neumf_assets.run_launcher\n", f"module: {_LAUNCHER}\n")
+        if moved != text:
+            write_atomically(settings, moved.encode())
 
 
 def requested_device() -> str:

@@ -20,13 +20,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-import neumf_assets.study_definitions as study_definitions
-from neumf_assets.arrival import Look, look
+import neumf_assets.definitions.study as study_definitions
 from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step
-from neumf_assets.jobs import job_name
-from neumf_assets.partitions import partitions_name
-from neumf_assets.reuse import REUSE_TAG
-from neumf_assets.settings import StudySettings
+from neumf_assets.freshness.reuse import REUSE_TAG
+from neumf_assets.intake.arrival import Look, look
+from neumf_assets.study.names import job_name, partitions_name
+from neumf_assets.study.settings import StudySettings
 
 CELLS = 12
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neumf_assets.file_lock import FileLock
+from neumf_assets.running.file_lock import FileLock
 
 OBJECT_STORE = 80 * 2**20
 NODE = {"num_cpus": 1, "object_store_memory": OBJECT_STORE, "node_ip_address": "127.0.0.1"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,71 @@ def test_core_imports_no_dagster() -> None:
                 assert not name.startswith("dagster"), path
                 ours = name.startswith("neumf_assets") and not name.startswith("neumf_assets.core")
                 assert not ours, f"{path} imports {name}: core must not know what uses it"
+
+
+# A room imports those before it; `home` and what is not in a room are told apart below.
+ROOMS = (
+    "core",
+    "home",
+    "study",
+    "assets",
+    "freshness",
+    "intake",
+    "running",
+    "triggers",
+    "definitions",
+    "commands",
+)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a module imports, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name.removeprefix("neumf_assets.") for name in found if name.startswith("neumf_assets.")}
+
+
+def test_rooms_import_in_one_direction() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if room not in ROOMS:
+            continue  # the command's entry, which opens the rooms, and instances of studies
+        for name in imports_of(path):
+            other = name.split(".")[0]
+            if other not in ROOMS[: ROOMS.index(room) + 1] and (room, other) != ("definitions", "defs"):
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong, "against the direction " + " -> ".join(ROOMS) + ": " + "; ".join(wrong)
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    modules = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")
+    }
+    graph = {
+        name: {of for of in (name_of(found, modules) for found in imports_of(path)) if of not in (None, name)}
+        for name, path in modules.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def name_of(imported: str, modules: Mapping[str, Path]) -> str | None:
+    """The module that an imported name is, or stands in."""
+    parent = imported.rpartition(".")[0]
+    return next((name for name in (imported, parent) if name in modules), None)
+
+
+def test_rooms_are_small_and_say_what_belongs_in_them() -> None:
+    for folder in {path.parent for path in PACKAGE.rglob("*.py") if "core" not in path.parts}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= 13, (
+            f"{folder.relative_to(PACKAGE)} holds {len(modules)} modules: make rooms of them"
+        )
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
 
 
 def test_importing_core_does_not_import_dagster() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.inputs import read_cell_columns, scaled_counts, stored_counts
 from neumf_assets.assets.stage import Product, Stage, Step, stage
-from neumf_assets.settings import Arm
+from neumf_assets.study.settings import Arm
 
 if TYPE_CHECKING:
     import numpy as np

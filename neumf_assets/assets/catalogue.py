@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from neumf_assets.assets import ingest, integrate, model
 from neumf_assets.assets.arms import common_stages
-from neumf_assets.assets.report import report_stages
+from neumf_assets.assets.report.stages import report_stages
 from neumf_assets.assets.stage import Stage
-from neumf_assets.settings import ARMS, StudySettings
+from neumf_assets.core.errors import BadSettings
+from neumf_assets.study.settings import ARMS, StudySettings
 
 PER_DATASET = frozenset(item.path for item in (*ingest.STAGES, *model.STAGES))
 """Stages with one artifact for each dataset; the others have one for the study."""
@@ -25,6 +26,23 @@ def stages(study: StudySettings) -> list[Stage]:
 def sweeps(study: StudySettings) -> bool:
     """Whether the study asks for LIGER with other numbers of factors or other lambdas."""
     return "liger" in study.arms and bool(study.sweep.k or study.sweep.lam)
+
+
+def check_requests(study: StudySettings, where: str) -> None:
+    """Refuse a request for something that is neither an asset nor a group of the study.
+
+    Raises
+    ------
+    BadSettings
+        Naming the place of the settings, the wrong name and those that are known.
+    """
+    everything = study.model_copy(update={"arms": ARMS})
+    known = {name for item in stages(everything) for name in (item.path, item.group)}
+    if unknown := sorted(set(study.requests) - known):
+        raise BadSettings(
+            f"{where}: requests names {unknown[0]!r}, which is neither an asset nor a group. "
+            f"Known here: {', '.join(sorted(known))}."
+        )
 
 
 def direct_inputs(declared: Sequence[Stage]) -> dict[str, tuple[str, ...]]:

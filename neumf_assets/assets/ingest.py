@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from neumf_assets.assets.stage import Product, Step, stage
 from neumf_assets.core.counts.discover import is_url
 from neumf_assets.core.errors import BadInput
-from neumf_assets.sources import blaming, dataset_digest, find_sources, inbox_of
+from neumf_assets.study.sources import blaming, dataset_digest, find_sources, inbox_of
 
 if TYPE_CHECKING:
     from neumf_assets.core.counts.qc import QCReport, Verdict

@@ -11,11 +11,11 @@ from neumf_assets.assets.inputs import (
     selected_genes,
     stored_counts,
 )
-from neumf_assets.assets.model import loss_pictures, model_figures
+from neumf_assets.assets.map_or_retrain import MappingPlan, mapped_model, mapping_plan, update_figures
+from neumf_assets.assets.model import loss_history_of, loss_pictures, model_figures
 from neumf_assets.assets.stage import Product, Stage, Step, stage
-from neumf_assets.assets.update import MappingPlan, mapped_model, mapping_plan, update_figures
 from neumf_assets.core import memory
-from neumf_assets.settings import Arm
+from neumf_assets.study.settings import Arm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ def liger_factors(step: Step) -> Product:
     much of each factor is in each cell. Counts are divided by the cell's total and scaled by gene.
     """
     from neumf_assets.core.liger.stored import factorise_stored
-    from neumf_assets.ray_training import inmf_launch, machines_of
+    from neumf_assets.core.ray_training import inmf_launch, machines_of
 
     with stored_counts(step) as counts:
         scaled = scaled_counts(step, counts)
@@ -320,7 +320,7 @@ def _train_ineumf(step: Step) -> NeuMFModel:
 
     from neumf_assets.core.counts.stored import StackedCounts
     from neumf_assets.core.neumf.streamed import fit_stored
-    from neumf_assets.ray_training import machines_of, training_of
+    from neumf_assets.core.ray_training import machines_of, training_of
 
     with stored_counts(step) as counts:
         stacked = StackedCounts.of(counts)
@@ -395,7 +395,6 @@ def _embedding_product(step: Step, embedding: np.ndarray) -> Product:
 
 def curve_of(step: Step, arm: str) -> Curves:
     """How an arm's first stage came to its result: loss by epoch, or objective by iteration."""
-    from neumf_assets.assets.report_content import loss_history_of
     from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.report.content import Curves
     from neumf_assets.core.report.wording import arm_title

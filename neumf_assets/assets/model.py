@@ -28,7 +28,7 @@ def neumf_model(step: Step) -> Product:
     """
     from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
     from neumf_assets.core.neumf.streamed import fit_stored
-    from neumf_assets.ray_training import machines_of, training_of
+    from neumf_assets.core.ray_training import machines_of, training_of
 
     name = step.dataset or ""
     with StoredCounts(step.one("counts").path) as counts:
@@ -214,3 +214,11 @@ def loss_pictures(model: "NeuMFModel") -> dict[str, str]:
 
 
 STAGES = (neumf_model, neumf_evaluation, dense_counts)
+
+
+def loss_history_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Loss curves from the rows of a model's history."""
+    return {
+        name: [float(row.get(key, "nan")) for row in rows]
+        for name, key in (("train", "train_loss"), ("validation", "validation_loss"))
+    }

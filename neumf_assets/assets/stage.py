@@ -20,7 +20,7 @@ from neumf_assets.core.progress import Progress, silent
 from neumf_assets.core.store import Artifact
 
 if TYPE_CHECKING:
-    from neumf_assets.settings import StudySettings
+    from neumf_assets.study.settings import StudySettings
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,4 @@
-"""The science as a library: nothing below this package imports Dagster."""
+"""The science, usable as a library on AnnData.
+
+Imports nothing of the other rooms, and never Dagster.
+"""

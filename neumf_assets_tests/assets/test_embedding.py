@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from neumf_assets.assets.integrate import _embedding_product
 from neumf_assets.assets.stage import Step
-from neumf_assets.settings import StudySettings
+from neumf_assets.study.settings import StudySettings
 
 
 def test_neighbours_that_exceed_the_budget_are_warned_of(

@@ -11,7 +11,7 @@ from benchmarks.stages import StagedStudy
 from neumf_assets.core.cells.store import CellEmbedding
 from neumf_assets.core.counts.simulate import write_inbox
 from neumf_assets.core.counts.simulate_settings import SimulatorSettings
-from neumf_assets.settings import StudySettings
+from neumf_assets.study.settings import StudySettings
 
 
 @pytest.mark.parametrize("kind", ["mlp", "neumf"])

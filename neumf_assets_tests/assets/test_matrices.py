@@ -18,8 +18,8 @@ from neumf_assets.core.counts.simulate import write_inbox
 from neumf_assets.core.counts.simulate_settings import SimulatorSettings
 from neumf_assets.core.counts.store import load_counts
 from neumf_assets.core.neumf.model import NeuMFModel
+from neumf_assets.definitions.studies import all_studies
 from neumf_assets.home import Home
-from neumf_assets.studies import all_studies
 
 STUDY = """
 name: tiny

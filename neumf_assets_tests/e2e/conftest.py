@@ -31,8 +31,8 @@ from playwright.sync_api import (
 
 from neumf_assets.core.counts.simulate import write_inbox
 from neumf_assets.core.counts.simulate_settings import SimulatorSettings
+from neumf_assets_tests.commands.test_run import QUICK
 from neumf_assets_tests.conftest import need
-from neumf_assets_tests.test_run import QUICK
 
 STUDY = "tiny"
 LOCATION = "neumf_assets"

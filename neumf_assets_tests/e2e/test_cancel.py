@@ -15,7 +15,7 @@ import pytest
 
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.home import Home
-from neumf_assets.settings import StudySettings
+from neumf_assets.study.settings import StudySettings
 from neumf_assets_tests.e2e.asking import add_datasets, cancel, ended, launch, quiet
 from neumf_assets_tests.e2e.servers import Server, free_port, wait_for
 from neumf_assets_tests.e2e.test_daemon import ROOT, WORKSPACE

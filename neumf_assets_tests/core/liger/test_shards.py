@@ -21,7 +21,7 @@ from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.liger.sharded import inmf_by_workers
 from neumf_assets.core.liger.shards import GroupShards
 from neumf_assets.core.processes import LocalProcesses
-from neumf_assets.ray_training import INMF, RayWorkers, inmf_launch
+from neumf_assets.core.ray_training import INMF, RayWorkers, inmf_launch
 
 
 def _counts(cells: int, seed: int) -> sp.csr_matrix:

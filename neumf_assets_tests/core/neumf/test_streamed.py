@@ -29,7 +29,7 @@ from neumf_assets.core.neumf.streamed import fit_stored, fit_streamed
 from neumf_assets.core.neumf.train import fit, initial_state, prepare
 from neumf_assets.core.neumf.workers import Workers
 from neumf_assets.core.processes import LocalProcesses
-from neumf_assets.ray_training import NEUMF
+from neumf_assets.core.ray_training import NEUMF
 from neumf_assets_tests.core.neumf.problems import changed, low_rank
 
 SIZES = (170, 90)

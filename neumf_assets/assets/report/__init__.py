@@ -1,0 +1,1 @@
+"""The last stages of a study: comparison, markers, the h5ad file and the report, and what the report shows."""

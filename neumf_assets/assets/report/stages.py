@@ -1,0 +1,329 @@
+"""Report: which arm is best, the marker genes of its clusters, one h5ad file, and a page to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neumf_assets.assets.arms import FIRST, delivered_clusters
+from neumf_assets.assets.inputs import read_cell_columns, stored_counts
+from neumf_assets.assets.null_scores import chance_check, chance_scores
+from neumf_assets.assets.report.scores import known_scores, run_scores
+from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
+from neumf_assets.core.versions import versions
+from neumf_assets.study.settings import ARMS, Arm
+
+if TYPE_CHECKING:
+    from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.counts.stored import SomeCells
+
+SHUFFLED = "shuffled data"
+
+
+def report_stages(arms: tuple[Arm, ...], sweep: bool = False) -> list[Stage]:
+    """The stages that look at all arms of a study, and the report at LIGER's ``sweep`` where there is one."""
+    ordered = [arm for arm in ARMS if arm in arms]
+    return [_comparison(ordered), _markers(ordered), _integrated(ordered), _report(ordered, sweep)]
+
+
+def _of_arms(arms: Sequence[str], *names: str) -> list[str]:
+    return [f"{arm}/{FIRST[arm] if name == 'first' else name}" for arm in arms for name in names]
+
+
+def _comparison(arms: list[Arm]) -> Stage:
+    @stage(
+        group="report",
+        inputs=(
+            "counts",
+            "shared_genes",
+            *_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
+        ),
+        settings=("arms", "metrics.null_cells"),
+        version="2",
+        kinds=("json",),
+        checks=(
+            (
+                "denoising_helps",
+                "LIGER on the counts that NeuMF predicts is no worse than LIGER on the counts themselves.",
+            ),
+            (
+                "shuffled_scores_at_chance",
+                "ARI and AMI are about 0 where the genes are shuffled over the cells: the scores see no structure "
+                "where there is none.",
+            ),
+        ),
+    )
+    def comparison(step: Step) -> Product:
+        """Which way of integrating the datasets serves this study best, and by how much.
+
+        All arms are scored on the same cells, with the same graph, resolutions and seeds. The rule that names
+        the best arm is written beside the result. The picture shows each score by resolution, with the
+        spread over the seeds. Beside the arms stands a null run: what the scores are by chance, on counts whose
+        genes were shuffled over the cells.
+        """
+        from neumf_assets.core.cells.comparison import compare_arms
+
+        scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
+        null = chance_scores(step)
+        chance = {} if null is None else known_scores(null)
+        found = compare_arms(scores).model_copy(update={"chance": chance})
+        content = found.model_dump_json(indent=1)
+        return Product(
+            lambda folder: (folder / "comparison.json").write_text(content),
+            {"best_arm": found.best_arm, "rule": found.rule, "reason": found.reason},
+            pictures=_comparison_picture(scores),
+            tables={"scores of the arms": arms_table(found.arms | ({SHUFFLED: chance} if chance else {}))},
+            checks=[_denoising(found.denoising_hurts, found.denoising_change), chance_check(null)],
+        )
+
+    return comparison
+
+
+def arm_scores(step: Step, arm: str) -> ArmScores:
+    """An arm's scores, with the seconds of all its stages."""
+    from neumf_assets.core.cells.scores import ArmScores
+
+    scores = ArmScores.model_validate_json((step.one(f"{arm}/metrics").path / "metrics.json").read_text())
+    names = _of_arms([arm], "first", "cell_embedding", "clusters", "umap")
+    seconds = sum(step.one(name).manifest.figures["seconds"] for name in names)
+    return scores.model_copy(update={"seconds": seconds})
+
+
+def _denoising(hurts: bool | None, change: float | None) -> CheckOutcome:
+    if hurts is None or change is None:
+        text = "Not judged: it takes labels, and both the liger and the neumf_liger arm."
+    else:
+        text = f"Mean ARI over resolutions changes by {change:+.3f} when LIGER is given denoised counts."
+    return CheckOutcome("denoising_helps", hurts is not True, text)
+
+
+def arms_table(arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each score, one column for each arm, and what is better."""
+    from neumf_assets.core.report.wording import METRICS, arm_title
+
+    return [
+        {"score": metric.title, **{arm_title(arm): values.get(key) for arm, values in arms.items()}}
+        | {"better": metric.better}
+        for key, metric in METRICS.items()
+        if any(values.get(key) is not None for values in arms.values())
+    ]
+
+
+def _comparison_picture(scores: Mapping[str, ArmScores]) -> dict[str, str]:
+    from neumf_assets.core.report.plots import comparison as draw
+    from neumf_assets.core.report.plots import markdown_image
+
+    runs = run_scores(scores)
+    if not any(value is not None for run in runs for value in run.scores.values()):
+        return {}
+    return {"scores by resolution": markdown_image(draw(runs), "scores by resolution")}
+
+
+def _best(step: Step, arms: list[Arm]) -> str:
+    found = json.loads((step.one("comparison").path / "comparison.json").read_text())["best_arm"]
+    return found or arms[0]
+
+
+def _markers(arms: list[Arm]) -> Stage:
+    @stage(
+        group="report",
+        inputs=("counts", "comparison", *_of_arms(arms, "clusters")),
+        settings=("markers",),
+        kinds=("parquet",),
+        columns=(
+            ("cluster", "string", "cluster of the best arm"),
+            ("rank", "int", "1 is the strongest marker"),
+            ("gene", "string", "name of the gene"),
+            ("score", "float", "z of the Wilcoxon rank sum test"),
+            ("log2_fold_change", "float", "of normalised counts, inside against outside"),
+            ("p_adjusted", "float", "of the test, adjusted after Benjamini and Hochberg"),
+            ("share_in", "float", "share of the cluster's tested cells in which the gene was seen"),
+            ("share_out", "float", "share of the other tested cells in which it was seen"),
+        ),
+    )
+    def markers(step: Step) -> Product:
+        """Genes that mark each cluster of the best arm, tested on raw counts.
+
+        Wilcoxon rank sum test of each cluster against all other cells. Never on predicted values: smoothing
+        makes differences look surer than they are; nor on values that are no counts
+        (`read.allow_normalised`): none are listed then.
+        """
+        from neumf_assets.core.cells.markers import find_markers, no_markers
+        from neumf_assets.core.counts.stored import StackedCounts
+
+        arm = _best(step, arms)
+        clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
+        with stored_counts(step) as parts:
+            counts = StackedCounts.of(parts)
+            groups = clusters[delivered_clusters(clusters)]
+            found = (
+                find_markers(counts, counts.genes, groups, step.study.markers)
+                if counts.whole
+                else no_markers()
+            )
+            tested = "yes" if counts.whole else "no: the values are no counts"
+        top = found[found["rank"] <= 3].groupby("cluster")["gene"].agg(", ".join)
+        return Product(
+            lambda folder: found.to_parquet(folder / "markers.parquet", index=False),
+            {"arm": arm, "clusters": int(found["cluster"].nunique()), "tested": tested, "rows": len(found)},
+            tables={"top markers": [{"cluster": c, "genes": g} for c, g in top.items()]},
+            publish={"markers.parquet": "markers.parquet"},
+        )
+
+    return markers
+
+
+def _integrated(arms: list[Arm]) -> Stage:
+    @stage(
+        group="report",
+        inputs=(
+            "raw_counts",
+            "counts",
+            "comparison",
+            *_of_arms(arms, "first", "cell_embedding", "clusters", "umap"),
+        ),
+        settings=("integrated", "arms"),
+        kinds=("anndata", "h5ad"),
+    )
+    def integrated(step: Step) -> Product:
+        """All datasets in one AnnData file: counts, every arm's embedding, map and clusters, and labels.
+
+        Opens in scanpy, scvi-tools, scib-metrics and CELLxGENE without conversion. Raw counts are in
+        `layers["counts"]`, the main map in `obsm["X_umap"]`, where all came from in `uns["neumf"]`.
+        """
+        from neumf_assets.core.cells.integrated import describe_integrated, write_integrated
+
+        with _all_genes_of_kept_cells(step) as cells:
+            data = describe_integrated(
+                cells,
+                {arm: _arm_result(step, arm) for arm in arms},
+                best_arm=_best(step, arms),
+                provenance=provenance(step),
+                settings=step.study.integrated,
+            )
+
+        def save(folder: Path) -> None:
+            with _all_genes_of_kept_cells(step) as cells:
+                write_integrated(data, cells, folder / "integrated.h5ad", step.study.integrated)
+
+        return Product(
+            save,
+            {"cells": data.n_obs, "genes": data.n_vars},
+            publish={"integrated.h5ad": "integrated.h5ad"},
+        )
+
+    return integrated
+
+
+@contextmanager
+def _all_genes_of_kept_cells(step: Step) -> Iterator[dict[str, SomeCells]]:
+    """The raw counts of the cells that passed quality control, opened but not read.
+
+    Not the filtered genes: a gene that is too rare in one dataset was measured there all the same.
+    """
+    from neumf_assets.core.counts.stored import SomeCells, StoredCounts
+
+    raw = step.all("raw_counts")
+    with ExitStack() as files, stored_counts(step) as kept:
+        opened = {name: files.enter_context(StoredCounts(raw[name].path)) for name in kept}
+        yield {
+            name: SomeCells(data, data.obs_names.get_indexer(kept[name].obs_names))
+            for name, data in opened.items()
+        }
+
+
+def _arm_result(step: Step, arm: str) -> Any:
+    from neumf_assets.assets.integrate import loadings
+    from neumf_assets.core.cells.integrated import ArmResult
+    from neumf_assets.core.cells.store import CellEmbedding
+
+    umap = read_cell_columns(step.one(f"{arm}/umap"), "umap")
+    return ArmResult(
+        embedding=CellEmbedding.load(step.one(f"{arm}/cell_embedding").path).embedding,
+        clusters=read_cell_columns(step.one(f"{arm}/clusters"), "clusters"),
+        umap=umap[["umap_1", "umap_2"]].to_numpy(),
+        tsne=umap[["tsne_1", "tsne_2"]].to_numpy() if "tsne_1" in umap else None,
+        loadings=loadings(step, arm),
+    )
+
+
+def provenance(step: Step) -> dict[str, Any]:
+    """Where a study's result came from: datasets with their digests, settings, inputs, library versions."""
+    datasets = {
+        name: {key: artifact.manifest.figures.get(key) for key in ("source", "sha256", "format", "cells")}
+        for name, artifact in step.all("raw_counts").items()
+    }
+    return {
+        "study": step.study.name,
+        "datasets": datasets,
+        "settings": step.study.model_dump(mode="json", exclude={"simulate"}),
+        "versions": versions(),
+    }
+
+
+def _report(arms: list[Arm], sweep: bool) -> Stage:
+    @stage(
+        group="report",
+        inputs=(
+            "raw_counts",
+            "counts",
+            "neumf_model",
+            "neumf_evaluation",
+            *_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
+            "comparison",
+            "markers",
+            *(["liger/sweep"] if sweep else []),
+        ),
+        settings=("title", "label_column", "arms"),
+        kinds=("html", "json"),
+    )
+    def report(step: Step) -> Product:
+        """The study on one page, to read and to send: a self-contained HTML file, and `summary.json`.
+
+        Quality control, training curves, maps of all arms, their comparison, held-out deviance beside the
+        baselines, top genes and markers, and what was run. The JSON holds the same figures for programs.
+        """
+        from neumf_assets.assets.report.content import report_content
+        from neumf_assets.core.report.html import report_html
+
+        scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
+        summary = _summary(step, scores, _best(step, arms))
+        html = report_html(report_content(step, scores))
+
+        def save(folder: Path) -> None:
+            (folder / "report.html").write_text(html, encoding="utf-8")
+            (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+
+        return Product(
+            save,
+            {"best_arm": summary["best_arm"], "datasets": len(summary["datasets"])},
+            tables={"scores of the arms": arms_table(summary["arms"])},
+            publish={"report.html": "report.html", "summary.json": "summary.json"},
+        )
+
+    return report
+
+
+def _summary(step: Step, scores: Mapping[str, ArmScores], best: str) -> dict[str, Any]:
+    raw, evaluations = step.all("raw_counts"), step.all("neumf_evaluation")
+    datasets = {}
+    for name, artifact in step.all("counts").items():
+        figures = artifact.manifest.figures
+        evaluated = evaluations[name].manifest.figures if name in evaluations else {}
+        datasets[name] = {
+            "cells": figures["cells"],
+            "genes": figures["genes"],
+            "zero_fraction": figures["zero_fraction"],
+            "sha256": raw[name].manifest.figures["sha256"],
+            "heldout_deviance": evaluated.get("heldout_deviance", {}),
+        }
+    return {
+        "study": step.study.name,
+        "datasets": datasets,
+        "arms": {arm: found.summary() for arm, found in scores.items()},
+        "best_arm": best,
+        "versions": versions(),
+    }

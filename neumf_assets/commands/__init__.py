@@ -1,0 +1,4 @@
+"""The command line, a module for each command, and what the terminal shows.
+
+Imports every room.
+"""

@@ -1,0 +1,138 @@
+"""``neumf-assets run``: a study once, in one process, into the Dagster instance that the UI opens."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+from dagster._core.events import RunFailureReason
+from dagster._core.storage.tags import MAX_RETRIES_TAG
+from dagster._core.utils import make_new_run_id
+from rich.console import Console
+
+from neumf_assets.assets.catalogue import stages
+from neumf_assets.assets.stage import Stage
+from neumf_assets.commands.terminal import LiveProgress, make_console, show_results
+from neumf_assets.core.store import Store
+from neumf_assets.definitions.studies import find_or_register
+from neumf_assets.definitions.study import study_definitions
+from neumf_assets.freshness.plan import plan
+from neumf_assets.home import Home
+from neumf_assets.intake.in_use import digests_in_use
+from neumf_assets.running.orphans import alive, fail_dead_runs
+from neumf_assets.running.progress_log import heard, listening
+from neumf_assets.study.names import job_name, partitions_name
+from neumf_assets.study.settings import StudySettings
+from neumf_assets.study.sources import find_sources, inbox_of, source_digests
+
+_QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass
+class Outcome:
+    """What a run did: assets materialised, and what failed with its reason."""
+
+    materialised: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def run_study(name: str | None, inbox: str | None, console: Console | None = None) -> int:
+    """Bring a study up to date; returns the exit status (1 if anything failed)."""
+    console = console or make_console()
+    home = Home.from_environment()
+    home.prepare()
+    os.environ["NEUMF_HOME"] = str(home.root)
+    os.environ["DAGSTER_HOME"] = str(home.dagster)
+    study = find_or_register(home, name, inbox)
+    start = time.perf_counter()
+    console.print(f"Study [bold]{study.name}[/bold], inbox {inbox_of(study)}", highlight=False)
+    with (
+        dg.DagsterInstance.get() as instance,
+        LiveProgress(console) as progress,
+        listening(progress),
+        heard(progress.say),
+    ):
+        for run_id in fail_dead_runs(instance, home):
+            console.print(f"Run {run_id} was cut off and is marked as failed.", highlight=False)
+        outcome = _StudyRun(study, home, instance, progress).run()
+    if outcome.materialised == 0 and not outcome.failures:
+        console.print("Nothing to do: everything is up to date.")
+    show_results(console, study, home, outcome.failures, time.perf_counter() - start)
+    return 1 if outcome.failures else 0
+
+
+class _StudyRun:
+    def __init__(
+        self, study: StudySettings, home: Home, instance: dg.DagsterInstance, progress: LiveProgress
+    ) -> None:
+        self.study, self.home, self.instance, self.progress = study, home, instance, progress
+        self.store: Store = home.store()
+        self.stages = stages(study)
+        self.definitions = study_definitions(study)
+        self.outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Datasets first, each on its own; then what needs all that are healthy."""
+        sources = find_sources(self.study)
+        for refused in sources.refused:
+            self.outcome.failures[str(refused.file)] = str(refused)
+        digests = source_digests(self.study, self.store, sources.datasets)
+        names = partitions_name(self.study.name)
+        self.instance.add_dynamic_partitions(names, sorted(digests))
+        for dataset, stale in plan(self.study, self.stages, digests, self.store).datasets.items():
+            if stale and not self._execute("train", stale, dataset):
+                self._forget_unusable(dataset)
+        healthy = self.instance.get_dynamic_partitions(names)
+        digests = digests_in_use(self.study, self.store, healthy, sources.datasets)
+        stale_study = plan(self.study, self.stages, digests, self.store).study
+        if stale_study and digests:
+            self._execute("integrate", stale_study, None)
+        return self.outcome
+
+    def _execute(self, job: str, stale: Sequence[Stage], dataset: str | None) -> bool:
+        self.progress.begin(dataset or self.study.name, len(stale))
+        definition = self.definitions.resolve_job_def(job_name(self.study.name, job))
+        run_id = make_new_run_id()
+        with alive(self.home, run_id):
+            result = definition.execute_in_process(
+                instance=self.instance,
+                partition_key=dataset,
+                asset_selection=[dg.AssetKey([self.study.name, *item.name]) for item in stale],
+                raise_on_error=False,
+                run_config=_QUIET,
+                run_id=run_id,
+                tags={MAX_RETRIES_TAG: "0"},  # the daemon could not start again what it did not start
+            )
+        if _interrupted(result.all_events):
+            raise KeyboardInterrupt
+        self.outcome.materialised += len(result.get_asset_materialization_events())
+        for step, reason in _failures(result.all_events):
+            self.outcome.failures[f"{dataset or self.study.name}: {step}"] = reason
+        return bool(result.success)
+
+    def _forget_unusable(self, dataset: str) -> None:
+        """A dataset without a usable file is no partition, or it would hold up everything that needs all."""
+        if self.store.find((self.study.name, "raw_counts", dataset)) is None:
+            self.instance.delete_dynamic_partition(partitions_name(self.study.name), dataset)
+
+
+def _interrupted(events: Iterable[dg.DagsterEvent]) -> bool:
+    """Whether a signal ended the run: Dagster then fails the run and returns as if nothing were the matter."""
+    failures = [event.job_failure_data for event in events if event.event_type_value == "PIPELINE_FAILURE"]
+    return any(data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION for data in failures)
+
+
+def _failures(events: Iterable[dg.DagsterEvent]) -> Iterable[tuple[str, str]]:
+    for event in events:
+        if event.event_type_value == "STEP_FAILURE":
+            data = event.step_failure_data
+            described = data.user_failure_data.description if data.user_failure_data else None
+            error = data.error.cause or data.error if data.error else None
+            yield (
+                (event.step_key or "").split("__", 1)[-1],
+                described or (str(error.message).strip() if error else "unknown error"),
+            )

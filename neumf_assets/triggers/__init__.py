@@ -1,0 +1,4 @@
+"""What starts runs by itself: the inbox's sensor, schedules, automation conditions.
+
+Imports `core` to `intake`.
+"""

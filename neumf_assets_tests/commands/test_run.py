@@ -1,0 +1,343 @@
+"""``neumf-assets run`` on real files: everything materialised, nothing twice, bad files told and left out."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from neumf_assets.assets.catalogue import stages
+from neumf_assets.cli import main
+from neumf_assets.commands.run import run_study
+from neumf_assets.core.counts.readers import read_counts
+from neumf_assets.core.counts.settings import ReadSettings
+from neumf_assets.core.counts.simulate import write_inbox
+from neumf_assets.core.counts.simulate_settings import SimulatorSettings
+from neumf_assets.core.counts.store import load_counts
+from neumf_assets.core.neumf.model import NeuMFModel
+from neumf_assets.definitions.studies import find_or_register, read_study
+from neumf_assets.home import Home
+from neumf_assets_tests.conftest import use_home
+
+QUICK = """
+label_column: cell_type
+model: {epochs: 3, pretrain_epochs: 2, tower: [16, 8], gmf_size: 8, mlp_size: 8, threads: 1}
+ineumf: {kind: gmf, gmf_size: 8, epochs: 4, threads: 1}
+evaluation: {baselines: [gene_mean, svd]}
+liger: {k: 8, iterations: 10, trial_iterations: 2}
+clusters: {resolutions: [0.4, 0.8], default_resolution: 0.4, seeds: [0, 1], hdbscan_min_size: 10}
+umap: {n_epochs: 30, tsne: true}
+"""
+
+
+def _fill(inbox: Path) -> None:
+    settings = {"datasets": [["ctrl", 150, "control"], ["stim", 120, "stimulated"]], "genes": 400, "seed": 3}
+    write_inbox(SimulatorSettings.model_validate(settings), inbox)
+
+
+def _register(inbox: Path, name: str = "tiny") -> Home:
+    folders = Home.from_environment()
+    folders.prepare()
+    find_or_register(folders, name, str(inbox))
+    path = folders.studies / f"{name}.yaml"
+    path.write_text(path.read_text() + QUICK)
+    return folders
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(record=True, width=200, force_terminal=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A home and an inbox after a complete run, and what the run printed; tests work on copies of it."""
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as environment:
+        use_home(environment, root / "home")
+        _fill(root / "inbox")
+        _register(root / "inbox")
+        console = Console(record=True, width=200, force_terminal=False)
+        status = run_study("tiny", str(root / "inbox"), console)
+        shown = console.export_text()
+        assert status == 0, shown
+    return root, shown
+
+
+@pytest.fixture
+def study(finished: tuple[Path, str], home: Path, tmp_path: Path) -> Home:
+    """A copy of the finished study, with an inbox of its own."""
+    root, _ = finished
+    shutil.copytree(root / "home", home)
+    shutil.copytree(root / "inbox", tmp_path / "inbox")
+    path = home / "studies" / "tiny.yaml"
+    path.write_text(path.read_text().replace(str(root / "inbox"), str(tmp_path / "inbox")))
+    return Home.from_environment()
+
+
+def _materialised(home: Home) -> int:
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        return sum(
+            len(instance.fetch_materializations(key, limit=1000).records) for key in instance.get_asset_keys()
+        )
+
+
+def _version(home: Home, *key: str) -> str:
+    return home.store().get(("tiny", *key)).manifest.version
+
+
+def test_a_folder_becomes_a_study_with_results(study: Home, finished: tuple[Path, str]) -> None:
+    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    assert set(summary["datasets"]) == {"ctrl", "stim"}
+    counts = load_counts(study.store().get(("tiny", "counts", "ctrl")).path)
+    described = summary["datasets"]["ctrl"]
+    assert (described["cells"], described["genes"]) == counts.shape
+    assert described["zero_fraction"] == pytest.approx(1 - counts.X.nnz / (counts.n_obs * counts.n_vars))
+    assert {"neumf", "gene_mean", "svd"} <= set(described["heldout_deviance"])
+    assert set(summary["arms"]) == {"liger", "neumf_liger", "ineumf"}
+    for scores in summary["arms"].values():
+        assert {"n_clusters", "ari", "ari_best", "ari_mean", "ami", "ami_best", "nmi", "alignment"} <= set(
+            scores
+        )
+        assert {"same_batch_neighbours", "expected_same_batch", "agreement", "seconds"} <= set(scores)
+        assert 0 <= scores["cross_batch_label_accuracy"] <= 1
+    assert set(summary) == {"study", "datasets", "arms", "best_arm", "versions"}
+    source = (finished[0] / "inbox" / "ctrl.csv.gz").read_bytes()
+    assert described["sha256"] == hashlib.sha256(source).hexdigest()
+    assert {"neumf-assets", "torch", "dagster"} <= set(summary["versions"])
+    assert summary["best_arm"] in summary["arms"]
+    results = {path.name for path in study.results("tiny").iterdir()}
+    assert {"summary.json", "report.html", "integrated.h5ad", "umap_liger.png", "markers.parquet"} <= results
+    assert "report.html" in finished[1]
+    assert "ineumf" in finished[1]
+
+
+def test_the_report_shows_what_the_scores_are_by_chance(study: Home) -> None:
+    stored = study.store().get(("tiny", "comparison"))
+    chance = json.loads((stored.path / "comparison.json").read_text())["chance"]
+    scores = json.loads((study.results("tiny") / "summary.json").read_text())["arms"]["liger"]
+    assert abs(chance["ari_mean"]) < 0.05 < 0.2 < scores["ari_mean"]
+    assert abs(chance["ami_mean"]) < 0.05 < 0.2 < scores["ami_mean"]
+    assert chance["cross_batch_label_accuracy"] < scores["cross_batch_label_accuracy"] - 0.2
+    assert "Shuffled data" in (study.results("tiny") / "report.html").read_text()
+
+
+def test_names_survive_from_source_to_dense_matrix_and_h5ad(study: Home) -> None:
+    import anndata as ad
+
+    raw = load_counts(study.store().get(("tiny", "raw_counts", "ctrl")).path)
+    assert raw.var["original_name"].duplicated().any()  # the simulator names one gene twice
+    model = NeuMFModel.load(study.store().get(("tiny", "neumf_model", "ctrl")).path)
+    dense = ad.read_zarr(study.store().get(("tiny", "dense_counts", "ctrl")).path / "dense.zarr")
+    assert dense.var_names.tolist() == model.gene_names.tolist()
+    assert dense.var["original_name"].tolist() == raw.var.loc[dense.var_names, "original_name"].tolist()
+    second = raw.var_names[raw.var["original_name"].duplicated()][0]
+    assert second in dense.var_names
+    assert dense.var.loc[second, "original_name"] == raw.var.loc[second, "original_name"] != second
+    assert set(dense.var_names) <= set(raw.var_names)
+    assert set(dense.obs_names) <= set(raw.obs_names)
+    whole = ad.read_h5ad(study.results("tiny") / "integrated.h5ad")
+    assert set(whole.var_names) == set(raw.var_names)
+    assert whole.var["original_name"].tolist() == raw.var.loc[whole.var_names, "original_name"].tolist()
+    assert whole.var["original_name"].duplicated().sum() == 1
+    own = whole[whole.obs["dataset"] == "ctrl"]
+    expected = raw[own.obs["cell"].to_numpy(), whole.var_names].X
+    assert abs(own.layers["counts"] - expected).sum() == 0
+    assert {"X_umap", "X_ineumf", "X_liger"} <= set(whole.obsm)
+    assert {"leiden", "cell_type", "dataset"} <= set(whole.obs)
+    assert whole.uns["neumf"]["study"] == "tiny"
+
+
+def test_tsne_is_made_where_the_study_asks_for_it(study: Home) -> None:
+    import anndata as ad
+
+    table = pl.read_parquet(study.store().get(("tiny", "liger", "umap")).path / "umap.parquet")
+    whole = ad.read_h5ad(study.results("tiny") / "integrated.h5ad")
+    points = table.select("tsne_1", "tsne_2").to_numpy()
+    np.testing.assert_array_equal(whole.obsm["X_tsne_liger"], points)
+    assert np.isfinite(points).all()
+    assert points.std(axis=0).min() > 0
+
+
+def test_tables_have_the_columns_that_are_documented(study: Home) -> None:
+    """Every column of the files is described, and the other way round; ``*`` stands for any."""
+    settings = read_study(study.studies / "tiny.yaml")
+    seen = 0
+    for declared in stages(settings):
+        if not declared.columns:
+            continue
+        key = ("tiny", *declared.name, *(("ctrl",) if declared.per_dataset else ()))
+        folder = study.store().get(key).path
+        files = sorted(folder.glob("*.parquet"), key=lambda path: path.name != "long.parquet")
+        documented = [name for name, _, _ in declared.columns]
+        columns = pl.read_parquet_schema(files[0]).names()
+        for name in columns:
+            assert any(fnmatch(name, pattern) for pattern in documented), (key, name)
+        for pattern in documented:
+            assert any(fnmatch(name, pattern) for name in columns), (key, pattern)
+        seen += 1
+    assert seen == 12
+
+
+def test_every_materialisation_shows_its_figures(study: Home) -> None:
+    shown = _metadata(study)
+    assert len(shown) == 2 * 6 + 20
+    for key, entries in shown.items():
+        assert {"seconds", "peak memory (MiB)", "size (MiB)", "files", "provenance"} <= set(entries), key
+        assert entries["size (MiB)"].value > 0
+        assert 50 < entries["peak memory (MiB)"].value < 8192
+    sparse = {"cells", "genes", "zeros (share)"}
+    assert {*sparse, "non-zero counts", "SHA-256 of the source"} <= set(shown["tiny/raw_counts", "ctrl"])
+    assert {*sparse, "quality control", "dropped", "cells read"} <= set(shown["tiny/counts", "ctrl"])
+    assert {*sparse, "rows"} <= set(shown["tiny/long_counts", "ctrl"])
+    for model in (("tiny/neumf_model", "stim"), ("tiny/ineumf/model", None)):
+        assert {"loss curve", "training loss", "validation loss", "epochs", "device"} <= set(shown[model])
+        assert shown[model]["device"].value in ("cpu", "cuda")
+        assert len(shown[model]["loss curve"].value) < 1000  # longer Markdown hides behind a button
+    for arm in ("liger", "neumf_liger", "ineumf"):
+        picture = shown[f"tiny/{arm}/umap", None]["map of the cells"].value
+        assert picture.startswith("![UMAP](data:image/png;base64,")
+        assert len(picture) < 300_000 * 4 / 3
+        assert {"ARI", "AMI", "scores explained"} <= set(shown[f"tiny/{arm}/metrics", None])
+
+
+def _metadata(folders: Home) -> dict[tuple[str, str | None], Mapping[str, dg.MetadataValue]]:
+    """The metadata of the latest materialisation of every asset and partition."""
+    found = {}
+    with dg.DagsterInstance.from_config(str(folders.dagster)) as instance:
+        for key in instance.get_asset_keys():
+            for record in instance.fetch_materializations(key, limit=100, ascending=True).records:
+                event = record.asset_materialization
+                assert event is not None
+                found[key.to_user_string(), event.partition] = event.metadata
+    return found
+
+
+def test_running_again_recomputes_nothing_and_says_so(study: Home, console: Console) -> None:
+    before = _materialised(study)
+    assert run_study("tiny", None, console) == 0
+    assert _materialised(study) == before
+    assert "Nothing to do" in console.export_text()
+
+
+def test_only_what_depends_on_a_changed_setting_runs_again(study: Home, console: Console) -> None:
+    model, umap = _version(study, "neumf_model", "ctrl"), _version(study, "liger", "umap")
+    clusters = _version(study, "liger", "clusters")
+    path = study.studies / "tiny.yaml"
+    path.write_text(path.read_text().replace("n_epochs: 30", "n_epochs: 31"))
+    assert run_study("tiny", None, console) == 0
+    assert _version(study, "neumf_model", "ctrl") == model
+    assert _version(study, "liger", "clusters") == clusters
+    assert _version(study, "liger", "umap") != umap
+
+
+def test_a_new_dataset_adds_only_its_own_work(study: Home, console: Console, tmp_path: Path) -> None:
+    version = _version(study, "neumf_model", "ctrl")
+    shutil.copy(tmp_path / "inbox" / "stim.csv.gz", tmp_path / "inbox" / "third.csv.gz")
+    assert run_study("tiny", None, console) == 0
+    assert _version(study, "neumf_model", "ctrl") == version
+    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    assert set(summary["datasets"]) == {"ctrl", "stim", "third"}
+
+
+def test_a_bad_file_is_told_without_a_traceback_and_the_others_go_on(
+    study: Home, console: Console, tmp_path: Path
+) -> None:
+    bad = tmp_path / "inbox" / "broken.csv.gz"
+    bad.write_bytes(gzip.compress(b",c1,c2\ng1,1,x\ng2,0,3\n"))
+    assert run_study("tiny", None, console) == 1
+    shown = " ".join(console.export_text().split())
+    assert "broken.csv.gz" in shown
+    assert "line 2, column 3 (row 'g1', column 'c2')" in shown
+    assert "Traceback" not in shown
+    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    assert set(summary["datasets"]) == {"ctrl", "stim"}
+    with dg.DagsterInstance.from_config(str(study.dagster)) as instance:
+        assert set(instance.get_dynamic_partitions("tiny_datasets")) == {"ctrl", "stim"}
+
+
+def test_normalised_values_run_through_where_the_study_allows_them(
+    home: Path, console: Console, tmp_path: Path
+) -> None:
+    import anndata as ad
+
+    _fill(tmp_path / "simulated")
+    data = read_counts(tmp_path / "simulated" / "ctrl.csv.gz")
+    data = data[np.asarray(data.X.sum(axis=1)).ravel() > 0].copy()
+    sizes = np.asarray(data.X.sum(axis=1))
+    logged = data.X.multiply(1e4 / sizes).tocsr().astype(np.float32).log1p()
+    (tmp_path / "inbox").mkdir()
+    ad.AnnData(logged, obs=data.obs).write_h5ad(tmp_path / "inbox" / "ctrl.h5ad")
+    folders = _register(tmp_path / "inbox")
+    assert run_study("tiny", None, console) == 1
+    told = " ".join(console.export_text().split())
+    assert "the values are log-normalised" in told
+    assert "set allow_normalised: true" in told
+
+    path = folders.studies / "tiny.yaml"
+    path.write_text(path.read_text() + "read: {allow_normalised: true}\narms: [liger]\n")
+    assert run_study("tiny", None, console) == 0, console.export_text()
+    summary = json.loads((folders.results("tiny") / "summary.json").read_text())
+    assert summary["datasets"]["ctrl"]["heldout_deviance"] == {"neumf": None}  # molecules cannot be split
+    assert pl.read_parquet(folders.results("tiny") / "markers.parquet").is_empty()
+    long = pl.read_parquet(folders.store().get(("tiny", "long_counts", "ctrl")).path / "long.parquet")
+    assert long["expression"].dtype == pl.Float32
+    whole = ad.read_h5ad(folders.results("tiny") / "integrated.h5ad")
+    assert whole.n_obs == summary["datasets"]["ctrl"]["cells"]
+
+
+def test_a_label_file_that_changes_is_noticed(study: Home, console: Console, tmp_path: Path) -> None:
+    before = _version(study, "raw_counts", "ctrl")
+    path = tmp_path / "inbox" / "ctrl.labels.csv"
+    path.write_text(path.read_text().replace("NK", "natural killer"))
+    assert run_study("tiny", None, console) == 0
+    assert _version(study, "raw_counts", "ctrl") != before
+
+
+def test_matrices_are_exported_with_their_names(study: Home, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert main(["export", str(target), "--study", "tiny"]) == 0
+    assert main(["export", str(target), "--study", "tiny", "--format", "mtx", "--dataset", "stim"]) == 0
+    model = NeuMFModel.load(study.store().get(("tiny", "neumf_model", "ctrl")).path)
+    table = pl.read_csv(gzip.decompress((target / "ctrl.csv.gz").read_bytes()))
+    assert table.columns[1:] == model.cell_names.tolist()
+    assert table[:, 0].to_list() == model.gene_names.tolist()
+    np.testing.assert_allclose(table[:, 1:].to_numpy().T, model.predict(), rtol=1e-5)
+    counts = load_counts(study.store().get(("tiny", "counts", "stim")).path)
+    again = read_counts(target / "stim", ReadSettings())
+    assert (again.X != counts.X).nnz == 0
+    assert list(again.obs_names) == list(counts.obs_names)
+
+
+def test_exporting_what_is_not_there_says_what_is(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Home.from_environment().prepare()
+    assert main(["export", "out", "--study", "nothing"]) == 2
+    assert "example" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "no/such/folder"], "is no folder"),
+        (["run", "--study", "bad name"], "Use 1 to 64 letters"),
+        (["run", "--study", "unknown"], "Give an inbox"),
+        (["run", ".", "--study", "example"], "or choose another --study name."),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told
