@@ -148,7 +148,7 @@ def _csv(named: Named, path: Path) -> Path:
 
 def _mtx(artifact: Artifact, target: Path, name: str) -> Path:
     from neumf_assets.core.cells.export import export_mtx
-    from neumf_assets.core.counts.store import load_counts
+    from neumf_assets.core.counts.stored import StoredCounts
 
-    counts = load_counts(artifact.path)
-    return export_mtx(counts.X, list(counts.obs_names), list(counts.var_names), target / name)
+    with StoredCounts(artifact.path) as counts:
+        return export_mtx(counts, target / name)

@@ -13,8 +13,8 @@ from typing import IO, Any, Protocol, cast
 
 import numpy as np
 import polars as pl
-import scipy.sparse as sp
 
+from neumf_assets.core.counts.stored import BLOCK_CELLS, StoredCounts
 from neumf_assets.core.errors import NeumfError
 
 _BYTES_AT_ONCE = 256 * 2**20
@@ -69,21 +69,18 @@ def export_csv(
     return path
 
 
-def export_mtx(counts: sp.spmatrix, cells: Sequence[str], genes: Sequence[str], folder: str | Path) -> Path:
-    """Write cells × genes counts as a 10x (Cell Ranger 3) folder: Matrix Market, features, barcodes.
+def export_mtx(counts: StoredCounts, folder: str | Path) -> Path:
+    """Write a dataset's counts as a 10x (Cell Ranger 3) folder: Matrix Market, features, barcodes.
 
-    As 10x does, the matrix is genes × cells.
+    As 10x does, the matrix is genes × cells. The counts are read and written some cells at a time.
 
     The folder appears under its name only when it is complete, and takes the place of an earlier export.
 
     Raises
     ------
     NeumfError
-        The names do not fit the counts, or the folder exists and is not such an export.
+        The folder exists and is not such an export.
     """
-    from scipy.io import mmwrite
-
-    _check_names(counts.shape, cells, genes)
     folder = Path(folder)
     names = {"matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz"}
     if folder.exists() and not {entry.name for entry in folder.iterdir()} <= names:
@@ -92,11 +89,11 @@ def export_mtx(counts: sp.spmatrix, cells: Sequence[str], genes: Sequence[str], 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with _open(temporary / "matrix.mtx.gz", compressed=True) as file:
-            mmwrite(file, sp.coo_matrix(counts).T)
+            _write_entries(file, counts)
         with _open(temporary / "features.tsv.gz", compressed=True) as file:
-            file.writelines(f"{gene}\t{gene}\tGene Expression\n".encode() for gene in genes)
+            file.writelines(f"{gene}\t{gene}\tGene Expression\n".encode() for gene in counts.var_names)
         with _open(temporary / "barcodes.tsv.gz", compressed=True) as file:
-            file.writelines(f"{cell}\n".encode() for cell in cells)
+            file.writelines(f"{cell}\n".encode() for cell in counts.obs_names)
         temporary.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -104,6 +101,17 @@ def export_mtx(counts: sp.spmatrix, cells: Sequence[str], genes: Sequence[str], 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _write_entries(file: IO[bytes], counts: StoredCounts) -> None:
+    """Write Matrix Market: one line ``gene cell value`` for each entry, both counted from 1."""
+    cells, genes = counts.shape
+    kind = "integer" if counts.whole else "real"
+    file.write(f"%%MatrixMarket matrix coordinate {kind} general\n%\n{genes} {cells} {counts.nnz}\n".encode())
+    for start in range(0, cells, BLOCK_CELLS):
+        part = counts.rows(start, min(start + BLOCK_CELLS, cells)).tocoo()
+        entries = {"gene": part.col + 1, "cell": part.row + (start + 1), "value": part.data}
+        file.write(pl.DataFrame(entries).write_csv(include_header=False, separator=" ").encode())
 
 
 def _check_names(shape: tuple[int, ...], cells: Sequence[str], genes: Sequence[str]) -> None:

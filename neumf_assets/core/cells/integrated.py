@@ -143,8 +143,7 @@ def write_integrated(
     kind = np.result_type(*(data.dtype for data in counts.values()))
     with h5py.File(path, "w") as file:
         _write_described(described, file)
-        for name in ("X", "raw", "layers/counts"):
-            file.pop(name, None)
+        file.pop("raw", None)  # an AnnData without one is written with an empty one
         X = SparseWriter(file.create_group("X"), np.dtype(np.float32), COMPRESSION)
         layer = SparseWriter(file.create_group("layers/counts"), kind, COMPRESSION)
         for data, start, stop in _parts(counts):

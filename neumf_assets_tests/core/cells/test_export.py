@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,8 @@ import scanpy as sc
 import zarr
 
 from neumf_assets.core.cells.export import export_csv, export_mtx
+from neumf_assets.core.counts.store import save_counts
+from neumf_assets.core.counts.stored import StoredCounts
 from neumf_assets.core.errors import NeumfError
 from neumf_assets_tests.core.cells.data import simulated_counts
 
@@ -60,9 +63,16 @@ def test_csv_refuses_names_that_do_not_fit(tmp_path: Path) -> None:
         export_csv(array, ["x"] * 23, genes, tmp_path / "dense.csv")
 
 
-def test_mtx_is_read_by_scanpy_as_10x(tmp_path: Path) -> None:
+def stored(data: ad.AnnData, folder: Path) -> StoredCounts:
+    save_counts(data, folder)
+    return StoredCounts(folder)
+
+
+def test_mtx_is_read_by_scanpy_as_10x(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neumf_assets.core.cells.export.BLOCK_CELLS", 7)  # the last part is a smaller one
     data, _ = simulated_counts(n_cells=30, n_genes=40)
-    folder = export_mtx(data.X, data.obs_names, data.var_names, tmp_path / "mtx")
+    with stored(data, tmp_path / "counts") as counts:
+        folder = export_mtx(counts, tmp_path / "mtx")
     back = sc.read_10x_mtx(folder)
     assert list(back.obs_names) == list(data.obs_names)
     assert list(back.var_names) == list(data.var_names)
@@ -71,14 +81,24 @@ def test_mtx_is_read_by_scanpy_as_10x(tmp_path: Path) -> None:
         assert "integer general" in file.readline()
 
 
+def test_mtx_holds_values_that_are_no_counts(tmp_path: Path) -> None:
+    data, _ = simulated_counts(n_cells=30, n_genes=40)
+    data.X = data.X / 3
+    with stored(data, tmp_path / "counts") as counts:
+        folder = export_mtx(counts, tmp_path / "mtx")
+    assert (data.X.astype(np.float32) != sc.read_10x_mtx(folder).X).nnz == 0
+
+
 def test_mtx_replaces_an_export_but_no_other_folder(tmp_path: Path) -> None:
     data, _ = simulated_counts(n_cells=30, n_genes=40)
-    folder = export_mtx(data.X, data.obs_names, data.var_names, tmp_path / "mtx")
-    first = {entry.name: entry.read_bytes() for entry in folder.iterdir()}
-    export_mtx(data.X, data.obs_names, data.var_names, folder)
-    assert {entry.name: entry.read_bytes() for entry in folder.iterdir()} == first
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(NeumfError, match="other files"):
-        export_mtx(data.X, data.obs_names, data.var_names, folder)
+    out = tmp_path / "out"
+    with stored(data, tmp_path / "counts") as counts:
+        folder = export_mtx(counts, out / "mtx")
+        first = {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+        export_mtx(counts, folder)
+        assert {entry.name: entry.read_bytes() for entry in folder.iterdir()} == first
+        (folder / "notes.txt").write_text("mine")
+        with pytest.raises(NeumfError, match="other files"):
+            export_mtx(counts, folder)
     assert (folder / "notes.txt").exists()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["mtx"]
+    assert [entry.name for entry in out.iterdir()] == ["mtx"]
