@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
+import socket
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +27,14 @@ if TYPE_CHECKING:
     from neumf_assets.core.neumf.train import Training
     from neumf_assets.core.processes import Launch
 
+_logger = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.2
 DISCONNECT_SECONDS = 30.0
+REACH_SECONDS = 10.0
+"""How long the head of a cluster may refuse connections, as it does while it is started again."""
+SILENT_SECONDS = 15.0
+"""After this long without an answer of the cluster it is said what is waited for; Ray itself tries for minutes."""
 NEUMF, INMF = "neumf_assets.core.neumf.parallel", "neumf_assets.core.liger.sharded"
 
 
@@ -114,9 +123,7 @@ class RayWorkers:
         leader.start()
         tell.close()
         try:
-            while not told.poll(POLL_SECONDS):
-                poll()
-            outcome = json.loads(told.recv_bytes())
+            outcome = _listen(told, poll, self.named_cluster())
             leader.join(DISCONNECT_SECONDS)
         except EOFError:
             leader.join(DISCONNECT_SECONDS)
@@ -135,6 +142,11 @@ class RayWorkers:
         if self.address is None and ray is not None and ray.is_initialized():
             return str(ray.get_runtime_context().gcs_address)
         return self.address or "auto"
+
+    def named_cluster(self) -> str:
+        """Where the cluster is looked for, as the user would know it."""
+        address = self._cluster()
+        return os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
 
     def fit(self, folder: Path, size: int) -> None:
         """Train over a connection to the cluster that is there."""
@@ -158,6 +170,21 @@ class RayWorkers:
         ).fit()
 
 
+def _listen(told: Connection, poll: Callable[[], None], cluster: str) -> dict[str, Any]:
+    """Wait for the outcome of an attempt, and say it where the cluster does not answer."""
+    connected, silent_since = False, time.monotonic()
+    while True:
+        while not told.poll(POLL_SECONDS):
+            poll()
+            if not connected and time.monotonic() - silent_since > SILENT_SECONDS:
+                connected = True  # once is enough
+                _logger.warning("workers: the Ray cluster at %s does not answer yet; still trying", cluster)
+        message: dict[str, Any] = json.loads(told.recv_bytes())
+        if "connected" not in message:
+            return message
+        connected = True
+
+
 def _lead(workers: RayWorkers, folder: Path, size: int, address: str, tell: Connection) -> None:
     """Lead the workers of one attempt, in a process that ends with the one that started it."""
     import ray
@@ -167,7 +194,8 @@ def _lead(workers: RayWorkers, folder: Path, size: int, address: str, tell: Conn
     end_after(parent.join)
     outcome = {}
     try:
-        _connect(address)
+        _connect(address, workers.named_cluster())
+        tell.send_bytes(json.dumps({"connected": True}).encode())
         workers.fit(folder, size)
     except NeumfError as error:
         outcome["refused"] = str(error)
@@ -178,17 +206,39 @@ def _lead(workers: RayWorkers, folder: Path, size: int, address: str, tell: Conn
     ray.shutdown()
 
 
-def _connect(address: str) -> None:
+def _connect(address: str, known: str) -> None:
     """Connect this process to the cluster; without one, another attempt would find none either."""
     import ray
 
     try:
+        _reach(known)
         ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except ConnectionError as error:
-        known = os.environ.get("RAY_ADDRESS") or address
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
         raise NeumfError(
             f"workers: no Ray cluster at {known} ({error}); set RAY_ADDRESS, or workers to 1"
         ) from error
+
+
+def _reach(address: str) -> None:
+    """Try whether anything listens at ``host:port``, for Ray would try for minutes.
+
+    Raises
+    ------
+    OSError
+        If nothing does within :data:`REACH_SECONDS`.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # "auto": Ray looks for a cluster of this machine, and says at once where there is none
+    until = time.monotonic() + REACH_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=max(1.0, until - time.monotonic())).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.5)
 
 
 def worker(config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
+from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.core.neumf.parallel import ParallelTraining
 from neumf_assets.core.neumf.settings import NeuMFSettings
@@ -256,3 +258,33 @@ def test_who_trains_follows_workers_and_executor(monkeypatch: pytest.MonkeyPatch
     on_ray = training_of(changed(workers=2, threads=3), "cuda")
     assert isinstance(on_ray, ParallelTraining)
     assert on_ray.launch == RayWorkers(cpus=3, gpu=True)
+
+
+def test_a_cluster_that_nothing_listens_for_is_refused_by_its_address(tmp_path: Path) -> None:
+    need(importlib.util.find_spec("ray"), "ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(NeumfError, match=f"no Ray cluster at {address}.*set RAY_ADDRESS, or workers to 1"):
+        RayWorkers(address=address)(tmp_path, 2, lambda: None)
+
+
+class Enough(Exception):
+    """Ends the waiting."""
+
+
+def test_a_cluster_that_does_not_answer_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    need(importlib.util.find_spec("ray"), "ray")
+    monkeypatch.setattr("neumf_assets.core.ray_training.SILENT_SECONDS", 0.5)
+
+    def until_said() -> None:
+        if caplog.records:
+            raise Enough
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(Enough):
+            RayWorkers(address=address)(tmp_path, 2, until_said)
+    assert f"the Ray cluster at {address} does not answer yet" in caplog.text
