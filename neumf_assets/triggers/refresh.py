@@ -24,13 +24,21 @@ def out_of_date_requests(study: StudySettings, instance: dg.DagsterInstance) -> 
 
     The study's own assets follow by their automation conditions once the datasets are done; a run is asked
     for them here only when nothing but they is out of date (after a change of their settings).
+
+    Dagster wants a key for each of several runs of one tick. It compares keys within a tick only, so what is
+    still out of date at the next one is asked for again.
     """
     store = Home.from_environment().store()
     known = instance.get_dynamic_partitions(partitions_name(study.name))
     digests = digests_in_use(study, store, known, find_sources(study).datasets)
     current = plan(study, stages(study), digests, store)
     requests = [
-        dg.RunRequest(partition_key=name, asset_selection=_keys(study, items), tags={REUSE_TAG: "true"})
+        dg.RunRequest(
+            run_key=name,
+            partition_key=name,
+            asset_selection=_keys(study, items),
+            tags={REUSE_TAG: "true"},
+        )
         for name, items in current.datasets.items()
         if items
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,37 @@ def test_nothing_out_of_date_asks_for_nothing(live: Live) -> None:
     answer = schedule(dg.build_schedule_context(instance=live.instance))
     assert isinstance(answer, dg.SkipReason)
     assert answer.skip_message == "Everything is up to date."
+
+
+@pytest.mark.parametrize("changed", [[], ["b"], ["a", "b", "c"]])
+def test_dagster_takes_what_a_tick_of_the_refresh_asks_for(live: Live, changed: list[str]) -> None:
+    live.put("c.csv", counts_csv(3))
+    live.settle()
+    for name in changed:
+        live.put(f"{name}.csv", counts_csv({"a": 2, "b": 3, "c": 4}[name]))
+    refresh = live.definitions.resolve_schedule_def("pbmc_refresh")
+    for hour in (2, 3):  # the same again as long as it is out of date
+        tick = tick_of(refresh, live, hour)
+        assert [request.partition_key for request in tick.run_requests or []] == changed
+        assert sorted({request.run_key for request in tick.run_requests or []}) == changed
+        assert tick.skip_message == (None if changed else "Everything is up to date.")
+
+
+def test_dagster_takes_a_refresh_of_the_study_alone(live: Live) -> None:
+    umap = live.study.umap.model_copy(update={"n_epochs": 77})
+    live.use(live.study.model_copy(update={"umap": umap}))
+    tick = tick_of(live.definitions.resolve_schedule_def("pbmc_refresh"), live, 2)
+    assert [request.partition_key for request in tick.run_requests or []] == [None]
+
+
+def tick_of(schedule: dg.ScheduleDefinition, live: Live, hour: int) -> Any:
+    """What Dagster's scheduler makes of a tick: it resolves partitions and refuses what it cannot launch."""
+    context = dg.build_schedule_context(
+        instance=live.instance,
+        scheduled_execution_time=datetime(2026, 1, 1, hour, tzinfo=UTC),
+        repository_def=live.definitions.get_repository_def(),
+    )
+    return schedule.evaluate_tick(context)
 
 
 def test_a_changed_file_asks_for_its_dataset_alone(live: Live) -> None:
