@@ -245,8 +245,12 @@ def test_any_shape_keeps_the_invariants(sizes: list[int], genes: int, k: int, la
 
 
 def test_dense_and_chunked_data_give_what_sparse_data_give(planted: Planted) -> None:
-    """Same products from another form of the matrix: only the rounding differs."""
-    chosen = SMALL.model_copy(update={"iterations": 20})
+    """Same products from another form of the matrix: only the rounding differs.
+
+    Ten iterations, in which the objective falls by far more than its rounding: near convergence, rounding
+    decides when the stopping rule is met.
+    """
+    chosen = SMALL.model_copy(update={"iterations": 10, "tol": 0.0})
     sparse = inmf(planted.X, chosen)
     rng = np.random.default_rng(0)
     dense = []
@@ -262,8 +266,10 @@ def test_dense_and_chunked_data_give_what_sparse_data_give(planted: Planted) -> 
         ChunkedMatrix(lambda x=x: (x[i : i + 40] for i in range(0, x.shape[0], 40))) for x in planted.X
     ]
     for other in (inmf(dense, chosen), inmf(chunked, chosen)):
+        # Sums of float32 products of some hundred terms: relative errors of 1e-6 to 1e-5 in the objective; in
+        # W they grow with each sweep by the condition of the Gram matrices, and stay far below its entries.
         np.testing.assert_allclose(other.objective, sparse.objective, rtol=1e-4)
-        np.testing.assert_allclose(other.W, sparse.W, atol=5e-3)
+        np.testing.assert_allclose(other.W, sparse.W, atol=5e-3 * sparse.W.max())
 
 
 def test_empty_cells_and_unseen_genes_are_carried_along() -> None:
