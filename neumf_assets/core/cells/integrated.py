@@ -16,7 +16,7 @@ import scipy.sparse as sp
 
 from neumf_assets.core.cells.clustering import leiden_run
 from neumf_assets.core.cells.settings import IntegratedSettings
-from neumf_assets.core.counts.store import SparseWriter
+from neumf_assets.core.counts.store import SparseWriter, text_that_all_read
 from neumf_assets.core.counts.stored import BLOCK_CELLS, SomeCells
 from neumf_assets.core.errors import NeumfError
 
@@ -142,7 +142,8 @@ def write_integrated(
     described.strings_to_categoricals()
     kind = np.result_type(*(data.dtype for data in counts.values()))
     with h5py.File(path, "w") as file:
-        _write_described(described, file)
+        with text_that_all_read():
+            _write_described(described, file)
         file.pop("raw", None)  # an AnnData without one is written with an empty one
         X = SparseWriter(file.create_group("X"), np.dtype(np.float32), COMPRESSION)
         layer = SparseWriter(file.create_group("layers/counts"), kind, COMPRESSION)
@@ -237,7 +238,7 @@ def _obs(counts: Mapping[str, ad.AnnData] | Mapping[str, SomeCells]) -> pd.DataF
     # through object columns: categories differ between datasets, and a column may be missing from some
     table = pd.concat([part.astype(_plain(part)) for part in parts], ignore_index=True)
     for column in table.columns.drop("cell"):
-        if table[column].dtype == object:
+        if table[column].dtype == object or isinstance(table[column].dtype, pd.StringDtype):
             table[column] = (
                 table[column].where(table[column].isna(), table[column].astype(str)).astype("category")
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import anndata as ad
@@ -14,6 +15,15 @@ from pandas.api.types import union_categoricals
 
 FILE = "counts.h5ad"
 CHUNK = 1 << 16
+
+
+def text_that_all_read() -> AbstractContextManager[None]:
+    """Let AnnData write text as every version of it reads it, whichever version of pandas holds it.
+
+    The text of pandas 3 would else be stored with a mask of what is missing, which AnnData before 0.11 and
+    readers of other make do not know.
+    """
+    return ad.settings.override(allow_write_nullable_strings=False)
 
 
 def save_counts(adata: ad.AnnData, folder: str | Path) -> Path:
@@ -37,7 +47,8 @@ def save_counts(adata: ad.AnnData, folder: str | Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{FILE}.{os.getpid()}.tmp")
     try:
-        adata.write_h5ad(temporary, compression="lzf", convert_strings_to_categoricals=False)
+        with text_that_all_read():
+            adata.write_h5ad(temporary, compression="lzf", convert_strings_to_categoricals=False)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -151,9 +162,10 @@ class CountsWriter:
                 for part, start in zip(self._obs, offsets, strict=False):
                     part[name] = same[start : start + len(part)]
         whole = ad.AnnData(obs=pd.concat(self._obs), var=first.var, uns=dict(first.uns))
-        for name in ("obs", "var"):
-            ad.io.write_elem(self._file, name, getattr(whole, name))
-        ad.io.write_elem(self._file, "uns", dict(whole.uns))
+        with text_that_all_read():
+            for name in ("obs", "var"):
+                ad.io.write_elem(self._file, name, getattr(whole, name))
+            ad.io.write_elem(self._file, "uns", dict(whole.uns))
         for name in ("obsm", "varm", "obsp", "varp", "layers"):
             ad.io.write_elem(self._file, name, {})
         self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})

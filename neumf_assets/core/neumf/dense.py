@@ -14,6 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from neumf_assets.core.counts.store import text_that_all_read
+
 CHUNK_ENTRIES = 1 << 20
 
 
@@ -82,7 +84,7 @@ def _described(
     files: dict[str, Buffer] = {}
     group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3)
     names = anndata.AnnData(obs=pd.DataFrame(index=cell_names), var=var)
-    with anndata.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
+    with text_that_all_read(), anndata.settings.override(auto_shard_zarr_v3=False):
         anndata.io.write_elem(group, "/", names)
     matrix = group.create_array(
         "X", shape=shape, chunks=(chunk_cells, shape[1]), dtype=dtype, compressors=None

@@ -72,7 +72,8 @@ def test_a_table_of_cells_takes_few_bytes_a_cell_and_keeps_missing_labels(tmp_pa
     assert again["cell_type"].isna().sum() == len(range(0, n, 3))
     assert set(again["cell_type"].dropna()) == {"CD14 monocyte"}
     np.testing.assert_array_equal(again["score"], table["score"])
-    assert again.memory_usage(deep=True).sum() < 50 * n < table.memory_usage(deep=True).sum() / 4
+    as_python_text = table.astype(dict.fromkeys(["cell", "dataset", "cell_type"], object))
+    assert again.memory_usage(deep=True).sum() < 50 * n < as_python_text.memory_usage(deep=True).sum() / 3
     assert list(read_cells(tmp_path / "cells.parquet", named=False)) == ["cell_type", "score"]
 
 

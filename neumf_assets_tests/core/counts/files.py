@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import anndata as ad
 import h5py
@@ -190,10 +191,20 @@ def h5ad_raw(folder: Path, case: Case) -> Path:
     return folder / "ctrl.h5ad"
 
 
-def _zarr(folder: Path, case: Case, version: int) -> Path:
-    with ad.settings.override(zarr_write_format=version):
-        annotated(case).write_zarr(folder / "ctrl.zarr")
-    zarr.config.reset()
+def h5ad_masked_text(folder: Path, case: Case) -> Path:
+    """Write names with a mask of those that are missing, as AnnData does by itself with pandas 3."""
+    adata = annotated(case)
+    for table in (adata.obs, adata.var):
+        table.index = table.index.astype("string")
+    with ad.settings.override(allow_write_nullable_strings=True):
+        adata.write_h5ad(folder / "ctrl.h5ad")
+    return folder / "ctrl.h5ad"
+
+
+def _zarr(folder: Path, case: Case, version: Literal[2, 3]) -> Path:
+    group = zarr.open_group(folder / "ctrl.zarr", mode="w", zarr_format=version)
+    ad.io.write_elem(group, "/", annotated(case))
+    zarr.consolidate_metadata(group.store)
     return folder / "ctrl.zarr"
 
 
@@ -233,6 +244,7 @@ FORMATS: dict[str, tuple[Writer, ReadSettings]] = {
     "h5ad CSC": (h5ad_csc, AUTO),
     "h5ad dense": (h5ad_dense, AUTO),
     "h5ad layer": (h5ad_layer, ReadSettings(layer="counts")),
+    "h5ad with masked text": (h5ad_masked_text, AUTO),
     "h5ad raw": (h5ad_raw, ReadSettings(layer="raw")),
     "Zarr v2": (zarr_v2, AUTO),
     "Zarr v3": (zarr_v3, AUTO),

@@ -166,6 +166,7 @@ IN_PARTS = [
     "h5ad dense",
     "h5ad layer",
     "h5ad raw",
+    "h5ad with masked text",
     "Zarr v2",
     "loom",
 ]
