@@ -15,9 +15,9 @@ from neumf_assets.core.counts.stored import StoredCounts
 from neumf_assets.core.store import Artifact
 from neumf_assets.freshness.plan import plan
 from neumf_assets.home import Home
-from neumf_assets.intake.in_use import digests_in_use, retrain_requests
+from neumf_assets.intake.in_use import digests_in_use
 from neumf_assets.study.sources import find_sources
-from neumf_assets.triggers.refresh import RETRAIN_TAG
+from neumf_assets.triggers.refresh import RETRAIN_TAG, retrain_requests
 from neumf_assets_tests.live import Live, live_study, stubbed
 
 REAL = frozenset({"raw_counts", "counts", "ineumf/model"})
