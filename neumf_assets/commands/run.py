@@ -24,7 +24,7 @@ from neumf_assets.freshness.plan import plan
 from neumf_assets.home import Home
 from neumf_assets.intake.in_use import digests_in_use
 from neumf_assets.running.orphans import alive, fail_dead_runs
-from neumf_assets.running.progress_log import heard, listening
+from neumf_assets.running.progress_log import heard, watched_by
 from neumf_assets.study.names import job_name, partitions_name
 from neumf_assets.study.settings import StudySettings
 from neumf_assets.study.sources import find_sources, inbox_of, source_digests
@@ -53,7 +53,7 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
     with (
         dg.DagsterInstance.get() as instance,
         LiveProgress(console) as progress,
-        listening(progress),
+        watched_by(progress),
         heard(progress.say),
     ):
         for run_id in fail_dead_runs(instance, home):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,13 +24,27 @@ _WIDTH = 110
 
 
 def make_console() -> Console:
-    """A console that is wide enough for the tables where the output goes to a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+    """A console that writes to what standard output is now, wide enough for the tables where that is a file.
+
+    It has a descriptor of its own: while a step runs, Dagster turns descriptor 1 into the step's log, and what
+    is shown would go there, all at once and for nobody to see.
+    """
+    try:
+        descriptor = os.dup(sys.stdout.fileno())
+    except (OSError, ValueError):  # standard output is closed, or an object without a descriptor
+        return Console(width=_WIDTH)
+    output = os.fdopen(
+        descriptor, "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors or "replace"
+    )
+    console = Console(file=output)
+    return console if console.is_terminal else Console(file=output, width=_WIDTH)
 
 
 class LiveProgress:
-    """A progress display with one line for each stage of work; usable as a progress callback."""
+    """What is under way: in a terminal a line for each stage of work, else a dated line for each asset.
+
+    Usable as a progress callback.
+    """
 
     def __init__(self, console: Console) -> None:
         self._display = Progress(
@@ -37,13 +54,17 @@ class LiveProgress:
             TimeElapsedColumn(),
             TextColumn("{task.fields[figures]}"),
             console=console,
+            redirect_stdout=False,  # what a step prints belongs into its log
+            redirect_stderr=False,
         )
-        self._console = console
+        self._live = console.is_terminal
         self._prefix = ""
         self._tasks: dict[str, TaskID] = {}
+        self._running: list[str] = []
 
     def __enter__(self) -> Self:
-        self._display.start()
+        if self._live:
+            self._display.start()
         return self
 
     def __exit__(
@@ -63,11 +84,32 @@ class LiveProgress:
         style = "yellow" if level >= logging.WARNING else ""
         self._display.console.print(Text(f"{self._prefix}: {text}" if self._prefix else text, style))
 
+    def asset_begins(self, asset: str) -> None:
+        """Say it, where no display shows it."""
+        self._running = []
+        self._note(f"{asset} begins")
+
+    def asset_ends(self, asset: str, seconds: float, done: bool) -> None:
+        """Say it; the asset's stages are over, also those that were through early."""
+        self._note(f"{asset} {'ends' if done else 'FAILED'} after {seconds:.1f} s")
+        for name in self._running if done else []:
+            task = self._display.tasks[self._display.task_ids.index(self._tasks[name])]
+            self._display.update(task.id, total=task.completed or 1, completed=task.completed or 1)
+
+    def _note(self, text: str) -> None:
+        if not self._live:
+            now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+            self._display.console.print(Text(f"{now} {self._prefix}: {text}"), soft_wrap=True)
+
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
         """Move the line of a stage."""
+        if not self._live:
+            return
         name = f"{self._prefix}: {stage}" if self._prefix else stage
         if name not in self._tasks:
             self._tasks[name] = self._display.add_task(name, total=total, figures="")
+        if name not in self._running:
+            self._running.append(name)
         shown = [f"{key} {value:.4g}" for key, value in list(figures.items())[:_FIGURES_SHOWN]]
         self._display.update(self._tasks[name], completed=done, total=total, figures="  ".join(shown))
 

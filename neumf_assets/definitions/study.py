@@ -33,7 +33,7 @@ from neumf_assets.running.device_lock import device_turn
 from neumf_assets.running.io_managers import ArtifactIOManager, Delivery, load_all, load_one, storage_key
 from neumf_assets.running.orphans import end_with_run
 from neumf_assets.running.out_of_memory import computed
-from neumf_assets.running.progress_log import heard, log_progress
+from neumf_assets.running.progress_log import heard, log_progress, making
 from neumf_assets.running.resources import DeviceResource, StoreResource
 from neumf_assets.running.step_requests import memory_of, request_tags
 from neumf_assets.study.launchpad import config_schema, with_overrides
@@ -112,7 +112,8 @@ def asset_of(
         required_resource_keys={"device", "store"},
     )
     def materialised(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[Any]:
-        yield from _compute(study, declared, context, inputs)
+        with making(declared.path):
+            yield from _compute(study, declared, context, inputs)
 
     return materialised
 

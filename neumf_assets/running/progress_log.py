@@ -8,22 +8,48 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from neumf_assets.core.progress import Progress
 
 _LOG_EVERY_SECONDS = 5.0
-_listener: ContextVar[Progress | None] = ContextVar("progress_listener", default=None)
+
+
+class Watcher(Progress, Protocol):
+    """Somebody who watches: is called with all progress, and told when assets begin and end."""
+
+    def asset_begins(self, asset: str) -> None:
+        """An asset is being made."""
+
+    def asset_ends(self, asset: str, seconds: float, done: bool) -> None:
+        """It is stored; or, where ``done`` is false, it failed."""
+
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 @contextlib.contextmanager
-def listening(listener: Progress) -> Iterator[None]:
-    """Send all progress of the body to ``listener`` as well (the terminal's display)."""
-    token = _listener.set(listener)
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Tell ``watcher`` (the terminal's display) of all assets and all progress of the body as well."""
+    token = _watcher.set(watcher)
     try:
         yield
     finally:
-        _listener.reset(token)
+        _watcher.reset(token)
+
+
+@contextlib.contextmanager
+def making(asset: str) -> Iterator[None]:
+    """Tell who watches that the body makes an asset."""
+    watcher, start, done = _watcher.get(), time.monotonic(), False
+    if watcher is not None:
+        watcher.asset_begins(asset)
+    try:
+        yield
+        done = True
+    finally:
+        if watcher is not None:
+            watcher.asset_ends(asset, time.monotonic() - start, done)
 
 
 @contextlib.contextmanager
@@ -66,9 +92,9 @@ def log_progress(log: Any) -> Progress:
     last = {"time": time.monotonic()}
 
     def report(stage: str, done: int, total: int, **figures: float) -> None:
-        listener = _listener.get()
-        if listener is not None:
-            listener(stage, done, total, **figures)
+        watcher = _watcher.get()
+        if watcher is not None:
+            watcher(stage, done, total, **figures)
         now = time.monotonic()
         if now - last["time"] >= _LOG_EVERY_SECONDS or done == total:
             last["time"] = now
