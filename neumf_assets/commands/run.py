@@ -18,6 +18,7 @@ from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.stage import Stage
 from neumf_assets.commands.terminal import LiveProgress, make_console, show_results
 from neumf_assets.core.store import Store
+from neumf_assets.dagster_internals import runs_of_the_code_location
 from neumf_assets.definitions.studies import find_or_register
 from neumf_assets.definitions.study import study_definitions
 from neumf_assets.freshness.plan import plan
@@ -95,9 +96,10 @@ class _StudyRun:
 
     def _execute(self, job: str, stale: Sequence[Stage], dataset: str | None) -> bool:
         self.progress.begin(dataset or self.study.name, len(stale))
-        definition = self.definitions.resolve_job_def(job_name(self.study.name, job))
+        name = job_name(self.study.name, job)
+        definition = self.definitions.resolve_job_def(name)
         run_id = make_new_run_id()
-        with alive(self.home, run_id):
+        with alive(self.home, run_id), runs_of_the_code_location(self.instance, name):
             result = definition.execute_in_process(
                 instance=self.instance,
                 partition_key=dataset,
@@ -108,6 +110,7 @@ class _StudyRun:
                 tags={MAX_RETRIES_TAG: "0"},  # the daemon could not start again what it did not start
             )
         if _interrupted(result.all_events):
+            self.instance.report_run_canceled(result.dagster_run, "Interrupted in the terminal.")
             raise KeyboardInterrupt
         self.outcome.materialised += len(result.get_asset_materialization_events())
         for step, reason in _failures(result.all_events):

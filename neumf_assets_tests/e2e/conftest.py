@@ -94,7 +94,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (studies / f"{STUDY}.yaml").write_text("\n".join(lines) + QUICK)
     done = subprocess.run(
         [sys.executable, "-m", "neumf_assets.cli", "run", "--study", STUDY],
-        env=_environment(home),
+        env=environment(home),
         capture_output=True,
         text=True,
         timeout=600,
@@ -113,7 +113,7 @@ def server(study: Path) -> Iterator[Server]:
     with (study / "ui.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "neumf_assets.cli", "ui", "--port", str(port)],
-            env=_environment(study),
+            env=environment(study),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -185,7 +185,8 @@ def page(browser: BrowserContext, server: Server, request: pytest.FixtureRequest
     assert not complaints.found
 
 
-def _environment(home: Path) -> Mapping[str, str]:
+def environment(home: Path) -> Mapping[str, str]:
+    """Nothing of the tests' own settings, but this home."""
     others = {
         name: value for name, value in os.environ.items() if not name.startswith(("NEUMF_", "DAGSTER_"))
     }

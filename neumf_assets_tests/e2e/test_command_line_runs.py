@@ -1,0 +1,89 @@
+"""Runs of ``neumf-assets run`` in the web interface: at home there, and executed again from there."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from neumf_assets_tests.e2e.conftest import LOCATION, STUDY, Server, environment, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("ui")]
+
+_RUNS = """query Runs($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results {
+             id status jobName repositoryOrigin { repositoryName repositoryLocationName }
+             assetSelection { path } } } } }"""
+_AGAIN = """mutation Again($run: String!, $strategy: ReexecutionStrategy!) {
+              launchRunReexecution(reexecutionParams: { parentRunId: $run, strategy: $strategy }) { __typename
+                ... on LaunchRunSuccess { run { id } } ... on PythonError { message } } }"""
+_OVER = ("SUCCESS", "FAILURE", "CANCELED")
+
+
+def _runs(server: Server, **wanted: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = server.ask(_RUNS, filter=wanted)["runsOrError"]["results"]
+    return found
+
+
+def _again(server: Server, run: str, strategy: str) -> str:
+    """Execute a run again as its page does; the status in which that ends."""
+    answer = server.ask(_AGAIN, run=run, strategy=strategy)["launchRunReexecution"]
+    assert answer["__typename"] == "LaunchRunSuccess", answer
+    new = answer["run"]["id"]
+
+    def over() -> str | None:
+        [found] = _runs(server, runIds=[new])
+        return str(found["status"]) if found["status"] in _OVER else None
+
+    return str(wait_until(over, f"the end of run {new}", 300))
+
+
+def test_runs_of_the_command_line_belong_to_the_code_location(server: Server) -> None:
+    tags = [{"key": ".dagster/repository", "value": f"__repository__@{LOCATION}"}]
+    shown = _runs(server, tags=tags)
+    assert {run["jobName"] for run in shown} == {f"{STUDY}_train", f"{STUDY}_integrate"}
+    assert [run["id"] for run in shown] == [run["id"] for run in _runs(server)], "some have no origin"
+    for run in shown:
+        assert run["repositoryOrigin"] == {
+            "repositoryName": "__repository__",
+            "repositoryLocationName": LOCATION,
+        }
+
+
+def test_they_are_executed_again_from_the_web_interface(server: Server) -> None:
+    trained = [run for run in _runs(server) if run["jobName"] == f"{STUDY}_train"]
+    assert _again(server, trained[0]["id"], "ALL_STEPS") == "SUCCESS"
+    # the file of this dataset is replaced by a bad one
+    command = [sys.executable, "-m", "neumf_assets.cli", "run", "--study", STUDY]
+    done = subprocess.run(command, env=environment(server.home), capture_output=True, check=False)
+    assert done.returncode == 1, done.stdout.decode() + done.stderr.decode()
+    failed = _runs(server, statuses=["FAILURE"])
+    assert failed[0]["jobName"] == f"{STUDY}_train"
+    assert _again(server, failed[0]["id"], "FROM_FAILURE") == "FAILURE"  # for it still is
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_cancelled_and_has_not_failed(server: Server, number: signal.Signals) -> None:
+    known = {run["id"] for run in _runs(server)}
+    path = server.home / "studies" / f"{STUDY}.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("umap: {", f"umap: {{min_dist: 0.{number:d}, "))
+    command = [sys.executable, "-m", "neumf_assets.cli", "run", "--study", STUDY]
+    process = subprocess.Popen(command, env=environment(server.home), stdout=subprocess.DEVNULL)
+    try:
+
+        def begun() -> str | None:
+            new = [run for run in _runs(server) if run["id"] not in known and run["status"] == "STARTED"]
+            return str(new[0]["id"]) if new else None
+
+        run = wait_until(begun, "the run")
+        process.send_signal(number)
+        assert process.wait(120) == 130
+    finally:
+        process.kill()
+        process.wait()
+        path.write_text(before)
+    [found] = _runs(server, runIds=[run])
+    assert found["status"] == "CANCELED"
