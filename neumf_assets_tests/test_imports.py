@@ -49,6 +49,7 @@ def test_core_imports_no_dagster() -> None:
 ROOMS = (
     "core",
     "home",
+    "dagster_internals",
     "study",
     "assets",
     "freshness",

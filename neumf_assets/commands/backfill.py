@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.core.errors import BadSettings, NeumfError
+from neumf_assets.dagster_internals import loaded_here
 from neumf_assets.definitions.jobs import assets_of_job
 from neumf_assets.definitions.studies import all_studies
 from neumf_assets.home import Home
@@ -20,12 +20,8 @@ from neumf_assets.study.names import partitions_name
 from neumf_assets.study.settings import StudySettings
 from neumf_assets.study.sources import find_sources
 
-if TYPE_CHECKING:
-    from dagster._core.workspace.context import WorkspaceProcessContext
-
 JOBS = ("ingest", "train", "everything")
 
-_MODULE, _LOCATION = "neumf_assets.definitions", "neumf_assets"
 _HEARTBEAT_SECONDS = 120
 
 
@@ -96,7 +92,7 @@ def launch_backfill(
         "title": f"{study.name}: {job}",
         "tags": [{"key": "study", "value": study.name}],
     }
-    with _workspace(instance) as workspace:
+    with loaded_here(instance) as workspace:
         answer: dict[str, Any] = execute_query(
             workspace, LAUNCH_PARTITION_BACKFILL_MUTATION, {"backfillParams": parameters}
         )
@@ -104,18 +100,6 @@ def launch_backfill(
     if "backfillId" not in result:
         raise NeumfError(f"Dagster refuses the backfill: {result.get('message') or answer.get('errors')}")
     return str(result["backfillId"])
-
-
-def _workspace(instance: dg.DagsterInstance) -> WorkspaceProcessContext:
-    """The code location, loaded into this process."""
-    from dagster._core.remote_origin import InProcessCodeLocationOrigin
-    from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-    from dagster._core.workspace.context import WorkspaceProcessContext
-    from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
-
-    target = LoadableTargetOrigin(executable_path=sys.executable, module_name=_MODULE)
-    origin = InProcessCodeLocationOrigin(loadable_target_origin=target, location_name=_LOCATION)
-    return WorkspaceProcessContext(instance, InProcessWorkspaceLoadTarget(origin))
 
 
 def _daemon_runs(instance: dg.DagsterInstance) -> bool:

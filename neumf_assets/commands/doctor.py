@@ -24,6 +24,7 @@ from neumf_assets.core.cgroup import memory_limit, usable_cpus
 from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.memory import budget
 from neumf_assets.core.store import Draft
+from neumf_assets.dagster_internals import daemon_statuses
 from neumf_assets.home import Home, requested_device
 from neumf_assets.running.device_lock import describe_holder
 from neumf_assets.running.executors import executor
@@ -336,9 +337,7 @@ def _schema(instance: dg.DagsterInstance, home: Home) -> Iterator[Finding]:
 
 
 def _daemon(instance: dg.DagsterInstance) -> Iterator[Finding]:
-    from dagster._daemon.controller import get_daemon_statuses
-
-    statuses = get_daemon_statuses(instance, instance.get_required_daemon_types())
+    statuses = daemon_statuses(instance)
     ill = sorted(name for name, status in statuses.items() if not status.healthy)
     if not ill:
         yield Finding("ok", "daemon", "its heartbeat is fresh")

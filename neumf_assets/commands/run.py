@@ -7,18 +7,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
-from dagster._core.events import RunFailureReason
-from dagster._core.storage.tags import MAX_RETRIES_TAG
-from dagster._core.utils import make_new_run_id
 from rich.console import Console
 
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.stage import Stage
 from neumf_assets.commands.terminal import LiveProgress, make_console, show_results
 from neumf_assets.core.store import Store
-from neumf_assets.dagster_internals import runs_of_the_code_location
+from neumf_assets.dagster_internals import RunFailureReason, runs_of_the_code_location
 from neumf_assets.definitions.studies import find_or_register
 from neumf_assets.definitions.study import study_definitions
 from neumf_assets.freshness.plan import plan
@@ -30,6 +28,7 @@ from neumf_assets.study.names import job_name, partitions_name
 from neumf_assets.study.settings import StudySettings
 from neumf_assets.study.sources import find_sources, inbox_of, source_digests
 
+MAX_RETRIES_TAG = "dagster/max_retries"  # documented with run retries
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -98,7 +97,7 @@ class _StudyRun:
         self.progress.begin(dataset or self.study.name, len(stale))
         name = job_name(self.study.name, job)
         definition = self.definitions.resolve_job_def(name)
-        run_id = make_new_run_id()
+        run_id = str(uuid4())
         with alive(self.home, run_id), runs_of_the_code_location(self.instance, name):
             result = definition.execute_in_process(
                 instance=self.instance,

@@ -12,7 +12,7 @@ from neumf_assets.study.names import job_name
 from neumf_assets.study.settings import StudySettings
 
 if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+    from neumf_assets.dagster_internals import UnresolvedAssetJobDefinition
 
 
 _DESCRIPTIONS = {

@@ -16,13 +16,13 @@ from typing import Any
 from urllib.parse import quote
 
 import dagster as dg
-from dagster._core.execution.backfill import BulkActionStatus
 
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.stage import Stage
 from neumf_assets.core.counts.discover import REFUSAL_SUFFIX, DatasetFile, is_url
 from neumf_assets.core.errors import BadInput, NeumfError
 from neumf_assets.core.store import Store, write_atomically
+from neumf_assets.dagster_internals import BulkActionStatus
 from neumf_assets.home import Home
 from neumf_assets.study.names import partitions_name
 from neumf_assets.study.settings import StudySettings

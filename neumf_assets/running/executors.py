@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from neumf_assets import dagster_internals
 from neumf_assets.core.cgroup import usable_cpus
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.home import Home
 from neumf_assets.running.orphans import alive, forget_ended_runs
 
 if TYPE_CHECKING:
-    from dagster._core.events import DagsterEvent
-    from dagster._core.execution.context.system import PlanOrchestrationContext
-    from dagster._core.execution.plan.plan import ExecutionPlan
-    from dagster._core.execution.retries import RetryMode
-    from dagster._core.execution.step_dependency_config import StepDependencyConfig
+    from neumf_assets.dagster_internals import (
+        ExecutionPlan,
+        PlanOrchestrationContext,
+        RetryMode,
+        StepDependencyConfig,
+    )
 
 # Imported once, by the server that step processes are forked from; each would take seconds in every step.
 # None of them starts a thread or touches a GPU at import, which a fork would not survive; polars does.
 PRELOADED = (
-    "dagster._core.executor.multiprocess",
-    "dagster._core.storage.sqlite_storage",
+    *dagster_internals.PRELOADED,
     "neumf_assets.definitions",
     "torch",
     "anndata",
@@ -78,7 +79,7 @@ class AliveExecutor(dg.Executor):
 
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
-    ) -> Iterator[DagsterEvent]:
+    ) -> Iterator[dg.DagsterEvent]:
         """Execute the plan."""
         home = Home.from_environment()
         forget_ended_runs(plan_context.instance, home)

@@ -4,10 +4,14 @@ Dagster's default launcher cannot, so a run whose process dies together with the
 restart of the service) would stay "in progress" for ever and keep its place in the queue.
 """
 
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-from dagster._core.storage.dagster_run import DagsterRun
-from dagster._serdes import ConfigurableClassData
+import dagster as dg
 
+from neumf_assets.dagster_internals import (
+    CheckRunHealthResult,
+    ConfigurableClassData,
+    DefaultRunLauncher,
+    WorkerStatus,
+)
 from neumf_assets.home import Home
 from neumf_assets.running.orphans import forget, process_is_gone
 
@@ -23,7 +27,7 @@ class LocalRunLauncher(DefaultRunLauncher):
         """Yes, by the lock that the process of a run holds."""
         return True
 
-    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Failed if the run's process held its lock and holds it no more, else running."""
         home = Home.from_environment()
         if not process_is_gone(home, run.run_id):

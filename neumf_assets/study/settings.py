@@ -6,8 +6,6 @@ import re
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from dagster._core.definitions.utils import is_valid_owner
-from dagster._utils.schedules import is_valid_cron_string
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from neumf_assets.core.cells.settings import (
@@ -25,6 +23,7 @@ from neumf_assets.core.liger.settings import LigerSettings, SweepSettings
 from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
 from neumf_assets.core.neumf.settings import DenseSettings, NeuMFSettings, ineumf_defaults
 from neumf_assets.core.settings import Settings
+from neumf_assets.dagster_internals import is_valid_cron_string, is_valid_owner
 
 Arm = Literal["liger", "neumf_liger", "ineumf"]
 ARMS: tuple[Arm, ...] = ("liger", "neumf_liger", "ineumf")
