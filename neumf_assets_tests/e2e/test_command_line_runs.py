@@ -75,7 +75,11 @@ def test_an_interrupted_run_is_cancelled_and_has_not_failed(server: Server, numb
     try:
 
         def begun() -> str | None:
-            new = [run for run in _runs(server) if run["id"] not in known and run["status"] == "STARTED"]
+            new = [
+                run
+                for run in _runs(server, statuses=["STARTED"])
+                if run["id"] not in known and run["jobName"] == f"{STUDY}_integrate"
+            ]
             return str(new[0]["id"]) if new else None
 
         run = wait_until(begun, "the run")
