@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neumf_assets.core.cells.store import CellEmbedding
-    from neumf_assets.core.report.plots import EmbeddedCells
+    from neumf_assets.core.report.plots.cells import EmbeddedCells
 
 
 FIRST: dict[str, str] = {"liger": "factors", "neumf_liger": "factors", "ineumf": "model"}
@@ -103,7 +103,8 @@ def _umap(arm: Arm) -> Stage:
         label and cluster. Distances between far groups mean little.
         """
         from neumf_assets.core.cells.store import CellEmbedding
-        from neumf_assets.core.report.plots import markdown_image, umap_panels
+        from neumf_assets.core.report.image import markdown_image
+        from neumf_assets.core.report.plots.cells import umap_panels
         from neumf_assets.core.report.wording import arm_title
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
@@ -214,7 +215,7 @@ def map_of(
 ) -> "EmbeddedCells":
     """The map of an arm's cells with what to colour it by: dataset, label where there is one, cluster."""
     from neumf_assets.core.cells.store import label_column
-    from neumf_assets.core.report.plots import EmbeddedCells
+    from neumf_assets.core.report.plots.cells import EmbeddedCells
 
     colourings = {"dataset": cells.cells["dataset"].to_numpy(object)}
     column = label_column(cells.cells, step.study.label_column)
@@ -256,7 +257,8 @@ def _save_table(folder: Path, name: str, names: "pd.DataFrame", columns: "pd.Dat
 
 
 def _heatmap(step: Step, arm: Arm, cells: "CellEmbedding", column: str | None) -> dict[str, str]:
-    from neumf_assets.core.report.plots import cluster_label_heatmap, markdown_image
+    from neumf_assets.core.report.image import markdown_image
+    from neumf_assets.core.report.plots.scores import cluster_label_heatmap
 
     if column is None:
         return {}

@@ -65,7 +65,8 @@ def counts(step: Step) -> Product:
     """
     from neumf_assets.core.counts.qc import judge
     from neumf_assets.core.counts.stored import StoredCounts
-    from neumf_assets.core.report.plots import CellQC, markdown_image, qc_histograms
+    from neumf_assets.core.report.image import markdown_image
+    from neumf_assets.core.report.plots.quality import CellQC, qc_histograms
 
     raw = step.one("raw_counts")
     with StoredCounts(raw.path) as unfiltered:

@@ -219,7 +219,8 @@ def liger_sweep(step: Step) -> Product:
 def _factors_product(step: Step, result: INMFResult, datasets: list[str], genes: list[str]) -> Product:
     from neumf_assets.core.liger.factors import SHARED, top_genes
     from neumf_assets.core.liger.store import NamedFactors
-    from neumf_assets.core.report.plots import loss_curve_svg, markdown_image, objective_curve
+    from neumf_assets.core.report.image import markdown_image
+    from neumf_assets.core.report.plots.training import loss_curve_svg, objective_curve
 
     named = NamedFactors(result, tuple(datasets), tuple(genes))
     curve = {"objective": result.objective}

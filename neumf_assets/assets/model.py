@@ -129,7 +129,8 @@ def _score_rows(result: "Evaluation") -> list[dict[str, Any]]:
 
 
 def _calibration_picture(result: "Evaluation") -> dict[str, str]:
-    from neumf_assets.core.report.plots import calibration, markdown_image
+    from neumf_assets.core.report.image import markdown_image
+    from neumf_assets.core.report.plots.quality import calibration
 
     bins = result.methods[result.model].calibration
     if not bins:
@@ -204,7 +205,8 @@ def loss_history(model: "NeuMFModel") -> dict[str, list[float]]:
 
 def loss_pictures(model: "NeuMFModel") -> dict[str, str]:
     """A small curve that Dagster renders in place, and one to read."""
-    from neumf_assets.core.report.plots import loss_curve_svg, loss_curves, markdown_image
+    from neumf_assets.core.report.image import markdown_image
+    from neumf_assets.core.report.plots.training import loss_curve_svg, loss_curves
 
     history = loss_history(model)
     legend = "\n\nblue: training, orange: validation"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from neumf_assets.core.cells.scores import ArmScores
-    from neumf_assets.core.report.plots import RunScore
+    from neumf_assets.core.report.plots.scores import RunScore
 
 
 def known_scores(scores: ArmScores) -> dict[str, float]:
@@ -18,7 +18,7 @@ def known_scores(scores: ArmScores) -> dict[str, float]:
 
 def run_scores(scores: Mapping[str, ArmScores]) -> list[RunScore]:
     """One entry for each arm, resolution and seed, for the picture."""
-    from neumf_assets.core.report.plots import RunScore
+    from neumf_assets.core.report.plots.scores import RunScore
 
     return [
         RunScore(arm, run.resolution, run.seed, {"ari": run.ari, "ami": run.ami, "nmi": run.nmi})

@@ -113,8 +113,8 @@ def arms_table(arms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _comparison_picture(scores: Mapping[str, ArmScores]) -> dict[str, str]:
-    from neumf_assets.core.report.plots import comparison as draw
-    from neumf_assets.core.report.plots import markdown_image
+    from neumf_assets.core.report.image import markdown_image
+    from neumf_assets.core.report.plots.scores import comparison as draw
 
     runs = run_scores(scores)
     if not any(value is not None for run in runs for value in run.scores.values()):

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from neumf_assets.core.report.plots import Categories, RunScore, Values
+from neumf_assets.core.report.plots.basis import Categories, Values
+from neumf_assets.core.report.plots.scores import RunScore
 
 
 @dataclass(frozen=True)

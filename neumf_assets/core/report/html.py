@@ -19,8 +19,9 @@ from neumf_assets.core.report.content import (
     DatasetSummary,
     ReportContent,
 )
-from neumf_assets.core.report.image import inches_wide
+from neumf_assets.core.report.image import data_uri, inches_wide
 from neumf_assets.core.report.palette import MISSING_NAME, category_names, colour_map, ordered
+from neumf_assets.core.report.plots.basis import Values
 from neumf_assets.core.report.wording import (
     ARMS,
     METRICS,
@@ -46,7 +47,7 @@ class Picture:
     @property
     def uri(self) -> str:
         """Address that holds the image itself."""
-        return plots.data_uri(self.image)
+        return data_uri(self.image)
 
     @property
     def width(self) -> int:
@@ -266,7 +267,7 @@ def _kept(kept: int, read: int | None) -> Cell:
     return Cell(number(kept), f"of {number(read)}" if read is not None and read != kept else "")
 
 
-def _median(values: plots.Values | None, share: bool = False) -> Cell | None:
+def _median(values: Values | None, share: bool = False) -> Cell | None:
     if values is None or not len(values):
         return None
     low, middle, high = (
@@ -490,7 +491,7 @@ def _training_section(content: ReportContent) -> dict[str, Any] | None:
     return {"id": "training", "title": "Training", "kind": "pictures", "pictures": pictures}
 
 
-def _any_values(series: Mapping[str, plots.Values]) -> bool:
+def _any_values(series: Mapping[str, Values]) -> bool:
     return any(len(values) for values in series.values())
 
 

@@ -24,7 +24,7 @@ from neumf_assets.core.report.content import (
     SweepRow,
 )
 from neumf_assets.core.report.html import render_report, report_html
-from neumf_assets.core.report.plots import RunScore
+from neumf_assets.core.report.plots.scores import RunScore
 from neumf_assets.core.report.wording import headline, match_in_words, number, percent
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}

@@ -19,6 +19,7 @@ from PIL import Image
 
 from neumf_assets.core.report import image as image_module
 from neumf_assets.core.report import plots
+from neumf_assets.core.report.image import markdown_image
 from neumf_assets.core.report.palette import (
     COLOURS,
     MISSING,
@@ -27,6 +28,7 @@ from neumf_assets.core.report.palette import (
     colour_map,
     ordered,
 )
+from neumf_assets.core.report.plots import cells as maps
 
 AWKWARD = ["$x_1$", "_hidden", "<b>", "a" * 200, "line\nbreak", "50 %", "β cells", ""]
 
@@ -137,7 +139,7 @@ def test_cluster_names_do_not_overlap():
     figure = image_module.new_figure(4, 4)
     axes = figure.add_axes((0, 0, 1, 1))
     names = np.array([str(i) for i in range(12)], dtype=object)
-    plots._draw_cells(axes, np.zeros((12, 2)) + 1e-3, names, None, named_in_place=True, seed=0)
+    maps._draw_cells(axes, np.zeros((12, 2)) + 1e-3, names, None, named_in_place=True, seed=0)
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     boxes = [text.get_window_extent(renderer) for text in axes.texts]
     assert len(boxes) == 12
@@ -152,7 +154,7 @@ def test_cluster_names_do_not_overlap():
 def test_names_in_place_lie_on_their_own_cells_when_a_cluster_is_split():
     rng = np.random.default_rng(1)
     split = np.concatenate([rng.normal(-9, 0.5, (300, 2)), rng.normal(9, 0.5, (310, 2))])
-    x, y = plots._densest_place(split)
+    x, y = maps._densest_place(split)
     assert np.hypot(split[:, 0] - x, split[:, 1] - y).min() < 0.5
     assert abs(x) > 7
 
@@ -222,10 +224,10 @@ def test_small_loss_curve_shows_the_curve():
 
 def test_markdown_image_names_its_kind():
     png = plots.calibration([1, 2], [1, 2])
-    text = plots.markdown_image(png, "a [picture]")
+    text = markdown_image(png, "a [picture]")
     assert text.startswith("![a picture](data:image/png;base64,") and text.endswith(")")
     assert base64.b64decode(text.split(",", 1)[1][:-1]) == png
-    assert plots.markdown_image(b"<svg/>").startswith("![](data:image/svg+xml;base64,")
+    assert markdown_image(b"<svg/>").startswith("![](data:image/svg+xml;base64,")
 
 
 def test_top_genes_as_markdown_table():
@@ -299,7 +301,7 @@ def test_of_very_many_cells_a_random_part_is_drawn(monkeypatch: pytest.MonkeyPat
         return scatter(self, x, *args, **options)
 
     monkeypatch.setattr(Axes, "scatter", counted)
-    monkeypatch.setattr(plots, "_MOST_POINTS", 100)
+    monkeypatch.setattr(maps, "_MOST_POINTS", 100)
     plots.umap_panel(cells(80).coordinates, cells(80).colourings["dataset"])
     plots.umap_panel(cells(300).coordinates, cells(300).colourings["dataset"])
     assert drawn == [80, 100]
