@@ -17,11 +17,11 @@ import numpy as np
 from scipy.sparse import save_npz
 
 from benchmarks import harness
-from neumf_assets.core.counts.simulate import SimulatedDataset, simulate_study
-from neumf_assets.core.counts.simulate_settings import SimulatedDatasetSettings, SimulatorSettings
-from neumf_assets.core.neumf import baselines
-from neumf_assets.core.neumf.baselines import FitPredict
-from neumf_assets.core.neumf.evaluation import (
+from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings, SimulatorSettings
+from neumf_assets.core.counts.simulate.simulate import SimulatedDataset, simulate_study
+from neumf_assets.core.neumf.evaluation import baselines
+from neumf_assets.core.neumf.evaluation.baselines import FitPredict
+from neumf_assets.core.neumf.evaluation.heldout import (
     HeldOutDeviance,
     Scorer,
     TruthError,
@@ -29,9 +29,9 @@ from neumf_assets.core.neumf.evaluation import (
     neumf_means,
     score_blocks,
 )
+from neumf_assets.core.neumf.evaluation.thinning import Thinned, thin
 from neumf_assets.core.neumf.genes import select_genes, size_factors
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.thinning import Thinned, thin
 
 GENES = 2000
 TARGETS = (0.1834, 0.1800, 0.1787, 0.1780)

@@ -22,7 +22,7 @@ from scipy.sparse import csr_matrix, save_npz
 from benchmarks import harness
 from neumf_assets.core.counts.readers import read_counts
 from neumf_assets.core.liger.chain import factorise
-from neumf_assets.core.liger.inmf import inmf
+from neumf_assets.core.liger.inmf.solver import inmf
 from neumf_assets.core.liger.preprocess import gene_statistics, scale, select_genes
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.measure import measured

@@ -30,14 +30,14 @@ from benchmarks import harness
 from benchmarks.stages import StagedStudy, compute_measured, fresh_process
 from neumf_assets.assets.arms import FIRST
 from neumf_assets.core.cells.align import harmony_align
+from neumf_assets.core.cells.files.store import CellEmbedding
 from neumf_assets.core.cells.neighbours import find_cross_neighbours
-from neumf_assets.core.cells.store import CellEmbedding
-from neumf_assets.core.counts.simulate import write_inbox
-from neumf_assets.core.counts.simulate_settings import SimulatorSettings, uneven_study
+from neumf_assets.core.counts.simulate.settings import SimulatorSettings, uneven_study
+from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.core.counts.stack import stack_shared
 from neumf_assets.core.counts.store import load_counts
-from neumf_assets.core.neumf.mapping import map_dataset
-from neumf_assets.core.neumf.train import fit
+from neumf_assets.core.neumf.mapping.map_cells import map_dataset
+from neumf_assets.core.neumf.training.train import fit
 from neumf_assets.study.settings import ARMS, StudySettings
 from neumf_assets.study.sources import find_sources
 

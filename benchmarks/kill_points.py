@@ -50,7 +50,7 @@ _PRELOADED = (
     "torch",
     "umap",
     "zarr",
-    "neumf_assets.core.neumf.train",
+    "neumf_assets.core.neumf.training.train",
     "neumf_assets.definitions",
 )
 
@@ -219,8 +219,8 @@ class Campaign:
         return all_studies(self.home)["tiny"]
 
     def _write_inbox(self) -> None:
-        from neumf_assets.core.counts.simulate import write_inbox
-        from neumf_assets.core.counts.simulate_settings import SimulatorSettings
+        from neumf_assets.core.counts.simulate.settings import SimulatorSettings
+        from neumf_assets.core.counts.simulate.simulate import write_inbox
 
         datasets = [["ctrl", 110, "control"], ["stim", 90, "stimulated"]]
         settings = SimulatorSettings.model_validate({"datasets": datasets, "genes": 400, "seed": 3})

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from neumf_assets.core.neumf.parallel import ParallelTraining
+from neumf_assets.core.neumf.large.parallel import ParallelTraining
+from neumf_assets.core.neumf.large.ray_workers import NEUMF, RayWorkers
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.train import fit
+from neumf_assets.core.neumf.training.train import fit
 from neumf_assets.core.processes import Launch, LocalProcesses
-from neumf_assets.core.ray_training import NEUMF, RayWorkers
 
 KINDS = ("gmf", "neumf")
 CASES = ((16_000, 256), (4000, 1024), (16_000, 1024))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from neumf_assets.core.cells.store import CellEmbedding
+    from neumf_assets.core.cells.files.store import CellEmbedding
     from neumf_assets.core.report.plots.cells import EmbeddedCells
 
 
@@ -52,8 +52,8 @@ def _clusters(arm: Arm) -> Stage:
         embedding itself. Clusters are numbered from the largest. On request, k-means modules of genes too.
         """
         from neumf_assets.core.cells.clustering import cluster_cells
+        from neumf_assets.core.cells.files.store import CellEmbedding
         from neumf_assets.core.cells.neighbours import cell_graph, graph_nodes, merged_cells
-        from neumf_assets.core.cells.store import CellEmbedding
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
         settings, nodes = step.study.clusters, None
@@ -102,7 +102,7 @@ def _umap(arm: Arm) -> Stage:
         UMAP of this arm's embedding (t-SNE besides, on request). The picture colours the cells by dataset,
         label and cluster. Distances between far groups mean little.
         """
-        from neumf_assets.core.cells.store import CellEmbedding
+        from neumf_assets.core.cells.files.store import CellEmbedding
         from neumf_assets.core.report.image import markdown_image
         from neumf_assets.core.report.plots.cells import umap_panels
         from neumf_assets.core.report.wording import arm_title
@@ -137,8 +137,8 @@ def _metrics(arm: Arm) -> Stage:
         neighbours from the cell's own dataset is shown beside the share expected if the datasets were mixed.
         Scores that need labels are left out where there are none.
         """
-        from neumf_assets.core.cells.metrics import score_embedding
-        from neumf_assets.core.cells.store import CellEmbedding, label_column
+        from neumf_assets.core.cells.files.store import CellEmbedding, label_column
+        from neumf_assets.core.cells.scoring.metrics import score_embedding
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
         column = label_column(cells.cells, step.study.label_column)
@@ -214,7 +214,7 @@ def map_of(
     step: Step, cells: "CellEmbedding", coordinates: "pd.DataFrame", clusters: "pd.DataFrame"
 ) -> "EmbeddedCells":
     """The map of an arm's cells with what to colour it by: dataset, label where there is one, cluster."""
-    from neumf_assets.core.cells.store import label_column
+    from neumf_assets.core.cells.files.store import label_column
     from neumf_assets.core.report.plots.cells import EmbeddedCells
 
     colourings = {"dataset": cells.cells["dataset"].to_numpy(object)}

@@ -57,6 +57,6 @@ def read_table(artifact: Artifact, name: str) -> pd.DataFrame:
 
 def read_cell_columns(artifact: Artifact, name: str) -> pd.DataFrame:
     """What a Parquet table of an artifact says of every cell, without the columns that name the cells."""
-    from neumf_assets.core.cells.store import read_cells
+    from neumf_assets.core.cells.files.store import read_cells
 
     return read_cells(artifact.path / f"{name}.parquet", named=False)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from neumf_assets.core.liger.inmf import INMFResult
+    from neumf_assets.core.liger.inmf.solver import INMFResult
     from neumf_assets.core.neumf.model import NeuMFModel, Part
     from neumf_assets.core.report.content import Curves, FactorGenes
 
@@ -102,7 +102,7 @@ def liger_factors(step: Step) -> Product:
     much of each factor is in each cell. Counts are divided by the cell's total and scaled by gene.
     """
     from neumf_assets.core.liger.stored import factorise_stored
-    from neumf_assets.core.ray_training import inmf_launch, machines_of
+    from neumf_assets.core.neumf.large.ray_workers import inmf_launch, machines_of
 
     with stored_counts(step) as counts:
         scaled = scaled_counts(step, counts)
@@ -187,8 +187,8 @@ def liger_sweep(step: Step) -> Product:
     """
     import pandas as pd
 
+    from neumf_assets.core.liger.inmf.sweep import sweep_k, sweep_lambda
     from neumf_assets.core.liger.stored import readable
-    from neumf_assets.core.liger.sweep import sweep_k, sweep_lambda
 
     study = step.study
     with stored_counts(step) as counts:
@@ -320,8 +320,8 @@ def _train_ineumf(step: Step) -> NeuMFModel:
     import numpy as np
 
     from neumf_assets.core.counts.stored import StackedCounts
-    from neumf_assets.core.neumf.streamed import fit_stored
-    from neumf_assets.core.ray_training import machines_of, training_of
+    from neumf_assets.core.neumf.large.ray_workers import machines_of, training_of
+    from neumf_assets.core.neumf.large.streamed import fit_stored
 
     with stored_counts(step) as counts:
         stacked = StackedCounts.of(counts)
@@ -360,7 +360,7 @@ def ineumf_cell_embedding(step: Step) -> Product:
 
 def _common_space(step: Step) -> np.ndarray:
     from neumf_assets.core.cells.align import harmony_align
-    from neumf_assets.core.cells.store import batches
+    from neumf_assets.core.cells.files.store import batches
     from neumf_assets.core.neumf.model import NeuMFModel
 
     model = NeuMFModel.load(step.one("ineumf/model").path)
@@ -372,8 +372,8 @@ def _common_space(step: Step) -> np.ndarray:
 
 
 def _embedding_product(step: Step, embedding: np.ndarray) -> Product:
+    from neumf_assets.core.cells.files.store import CellEmbedding, cell_table
     from neumf_assets.core.cells.neighbours import find_neighbours, neighbour_bytes, neighbours_needed
-    from neumf_assets.core.cells.store import CellEmbedding, cell_table
 
     study, n_cells = step.study, len(embedding)
     needed = neighbours_needed(study.clusters, study.umap, study.metrics, n_cells)

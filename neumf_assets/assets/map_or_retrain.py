@@ -92,8 +92,8 @@ def mapped_model(plan: MappingPlan, step: Step, counts: Mapping[str, StoredCount
 
     from neumf_assets.core.counts.stack import shared_genes
     from neumf_assets.core.counts.stored import StackedCounts
-    from neumf_assets.core.neumf.join import join
-    from neumf_assets.core.neumf.mapping import map_dataset
+    from neumf_assets.core.neumf.mapping.joined_model import join
+    from neumf_assets.core.neumf.mapping.map_cells import map_dataset
     from neumf_assets.core.neumf.model import NeuMFModel
 
     base = NeuMFModel.load(plan.onto.path, device=step.device)

@@ -7,7 +7,7 @@ from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
 from neumf_assets.core.errors import BadSettings
 
 if TYPE_CHECKING:
-    from neumf_assets.core.neumf.evaluation import Evaluation
+    from neumf_assets.core.neumf.evaluation.heldout import Evaluation
     from neumf_assets.core.neumf.model import NeuMFModel
 
 
@@ -27,8 +27,8 @@ def neumf_model(step: Step) -> Product:
     the loss on training and on held-out entries for each epoch.
     """
     from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
-    from neumf_assets.core.neumf.streamed import fit_stored
-    from neumf_assets.core.ray_training import machines_of, training_of
+    from neumf_assets.core.neumf.large.ray_workers import machines_of, training_of
+    from neumf_assets.core.neumf.large.streamed import fit_stored
 
     name = step.dataset or ""
     with StoredCounts(step.one("counts").path) as counts:
@@ -78,7 +78,7 @@ def neumf_evaluation(step: Step) -> Product:
 
 def _evaluated(step: Step) -> "Evaluation":
     from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
-    from neumf_assets.core.neumf.evaluation import evaluate_neumf, not_judged
+    from neumf_assets.core.neumf.evaluation.heldout import evaluate_neumf, not_judged
 
     with StoredCounts(step.one("counts").path) as counts:
         if not counts.whole:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.cells.scoring.scores import ArmScores
 
 AT_CHANCE = 0.1
 """ARI and AMI are corrected for chance; without structure their mean over resolutions is nearer to 0 than this."""
@@ -44,8 +44,8 @@ def _shuffled_sample(step: Step, genes: list[str]) -> tuple[pd.DataFrame, dict[s
     import numpy as np
     import pandas as pd
 
-    from neumf_assets.core.cells.null import permute_genes
-    from neumf_assets.core.cells.store import cell_table
+    from neumf_assets.core.cells.files.store import cell_table
+    from neumf_assets.core.cells.scoring.null import permute_genes
     from neumf_assets.core.counts.stored import StackedCounts
 
     wanted, seed = step.study.metrics.null_cells, step.study.metrics.seed
@@ -65,9 +65,9 @@ def _shuffled_sample(step: Step, genes: list[str]) -> tuple[pd.DataFrame, dict[s
 
 def _scores(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -> ArmScores:
     from neumf_assets.core.cells.clustering import cluster_cells
-    from neumf_assets.core.cells.metrics import score_embedding
+    from neumf_assets.core.cells.files.store import DATASET, label_column
     from neumf_assets.core.cells.neighbours import cell_graph, find_neighbours, neighbours_needed
-    from neumf_assets.core.cells.store import DATASET, label_column
+    from neumf_assets.core.cells.scoring.metrics import score_embedding
 
     study = step.study
     needed = neighbours_needed(study.clusters, study.umap, study.metrics, len(cells))

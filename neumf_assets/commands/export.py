@@ -141,13 +141,13 @@ def _known(name: str, datasets: tuple[str, ...] | list[str], where: str) -> None
 
 
 def _csv(named: Named, path: Path) -> Path:
-    from neumf_assets.core.cells.export import export_csv
+    from neumf_assets.core.cells.files.export import export_csv
 
     return export_csv(named.matrix, named.cells, named.genes, path)
 
 
 def _mtx(artifact: Artifact, target: Path, name: str) -> Path:
-    from neumf_assets.core.cells.export import export_mtx
+    from neumf_assets.core.cells.files.export import export_mtx
     from neumf_assets.core.counts.stored import StoredCounts
 
     with StoredCounts(artifact.path) as counts:

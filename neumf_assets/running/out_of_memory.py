@@ -77,7 +77,7 @@ def with_half_blocks(declared: Stage, step: Step) -> tuple[StudySettings, dict[s
 
 
 def _block_cells(settings: NeuMFSettings, step: Step) -> int:
-    from neumf_assets.core.neumf.batches import largest_block
+    from neumf_assets.core.neumf.training.batches import largest_block
 
     counts = step.inputs.get("counts")
     artifacts = [counts] if isinstance(counts, Artifact) else list((counts or {}).values())

@@ -17,10 +17,10 @@ from neumf_assets.core.cells.settings import (
     UmapSettings,
 )
 from neumf_assets.core.counts.settings import QCSettings, ReadSettings
-from neumf_assets.core.counts.simulate_settings import SimulatorSettings
+from neumf_assets.core.counts.simulate.settings import SimulatorSettings
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.liger.settings import LigerSettings, SweepSettings
-from neumf_assets.core.neumf.evaluation_settings import EvaluationSettings
+from neumf_assets.core.neumf.evaluation.settings import EvaluationSettings
 from neumf_assets.core.neumf.settings import DenseSettings, NeuMFSettings, ineumf_defaults
 from neumf_assets.core.settings import Settings
 from neumf_assets.dagster_internals import is_valid_cron_string, is_valid_owner

@@ -18,7 +18,7 @@ import pandas as pd
 import polars as pl
 from scipy.sparse import csr_matrix
 from neumf_assets.core import memory
-from neumf_assets.core.cells.integrated import describe_integrated, write_integrated
+from neumf_assets.core.cells.files.integrated import describe_integrated, write_integrated
 from neumf_assets.core.cells.neighbours import Neighbours, cell_graph, merged_cells
 from neumf_assets.core.counts.readers import parts
 from neumf_assets.core.counts.readers.read import store_counts

@@ -12,7 +12,7 @@ import torch
 from neumf_assets.assets.model import dense_counts, neumf_model
 from neumf_assets.assets.stage import Product, Step, stage
 from neumf_assets.core.errors import NeumfError
-from neumf_assets.core.neumf.batches import Plan
+from neumf_assets.core.neumf.training.batches import Plan
 from neumf_assets.core.store import Draft, Store
 from neumf_assets.running.out_of_memory import computed, is_out_of_memory, with_half_blocks
 from neumf_assets.study.settings import StudySettings

@@ -17,7 +17,7 @@ from neumf_assets.assets.stage import Step
 from neumf_assets.core.versions import versions
 
 if TYPE_CHECKING:
-    from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.cells.scoring.scores import ArmScores
     from neumf_assets.core.report.content import (
         ArmResult,
         Comparison,
@@ -86,7 +86,7 @@ def _dataset(step: Step, name: str) -> DatasetSummary:
 
 
 def _arm(step: Step, arm: str) -> ArmResult:
-    from neumf_assets.core.cells.store import CellEmbedding
+    from neumf_assets.core.cells.files.store import CellEmbedding
     from neumf_assets.core.report.content import ArmResult
 
     cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)

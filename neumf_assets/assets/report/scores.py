@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.cells.scoring.scores import ArmScores
     from neumf_assets.core.report.plots.scores import RunScore
 
 

@@ -17,7 +17,7 @@ from neumf_assets.core.versions import versions
 from neumf_assets.study.settings import ARMS, Arm
 
 if TYPE_CHECKING:
-    from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.cells.scoring.scores import ArmScores
     from neumf_assets.core.counts.stored import SomeCells
 
 SHUFFLED = "shuffled data"
@@ -64,7 +64,7 @@ def _comparison(arms: list[Arm]) -> Stage:
         spread over the seeds. Beside the arms stands a null run: what the scores are by chance, on counts whose
         genes were shuffled over the cells.
         """
-        from neumf_assets.core.cells.comparison import compare_arms
+        from neumf_assets.core.cells.scoring.comparison import compare_arms
 
         scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
         null = chance_scores(step)
@@ -84,7 +84,7 @@ def _comparison(arms: list[Arm]) -> Stage:
 
 def arm_scores(step: Step, arm: str) -> ArmScores:
     """An arm's scores, with the seconds of all its stages."""
-    from neumf_assets.core.cells.scores import ArmScores
+    from neumf_assets.core.cells.scoring.scores import ArmScores
 
     scores = ArmScores.model_validate_json((step.one(f"{arm}/metrics").path / "metrics.json").read_text())
     names = _of_arms([arm], "first", "cell_embedding", "clusters", "umap")
@@ -194,7 +194,7 @@ def _integrated(arms: list[Arm]) -> Stage:
         Opens in scanpy, scvi-tools, scib-metrics and CELLxGENE without conversion. Raw counts are in
         `layers["counts"]`, the main map in `obsm["X_umap"]`, where all came from in `uns["neumf"]`.
         """
-        from neumf_assets.core.cells.integrated import describe_integrated, write_integrated
+        from neumf_assets.core.cells.files.integrated import describe_integrated, write_integrated
 
         with _all_genes_of_kept_cells(step) as cells:
             data = describe_integrated(
@@ -237,8 +237,8 @@ def _all_genes_of_kept_cells(step: Step) -> Iterator[dict[str, SomeCells]]:
 
 def _arm_result(step: Step, arm: str) -> Any:
     from neumf_assets.assets.integrate import loadings
-    from neumf_assets.core.cells.integrated import ArmResult
-    from neumf_assets.core.cells.store import CellEmbedding
+    from neumf_assets.core.cells.files.integrated import ArmResult
+    from neumf_assets.core.cells.files.store import CellEmbedding
 
     umap = read_cell_columns(step.one(f"{arm}/umap"), "umap")
     return ArmResult(

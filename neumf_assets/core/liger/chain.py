@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.liger.align import align
-from neumf_assets.core.liger.inmf import INMFResult, inmf
-from neumf_assets.core.liger.matrices import ScaledMatrix, as_scaled
-from neumf_assets.core.liger.online import batch_order, in_batches, online_inmf
+from neumf_assets.core.liger.inmf.matrices import ScaledMatrix, as_scaled
+from neumf_assets.core.liger.inmf.online import batch_order, in_batches, online_inmf
+from neumf_assets.core.liger.inmf.solver import INMFResult, inmf
 from neumf_assets.core.liger.preprocess import (
     GeneStatistics,
     gene_statistics,

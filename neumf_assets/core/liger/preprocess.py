@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from neumf_assets.core.errors import NeumfError
-from neumf_assets.core.liger.matrices import DenseMatrix, check_values
+from neumf_assets.core.liger.inmf.matrices import DenseMatrix, check_values
 from neumf_assets.core.liger.settings import LigerSettings
 
 

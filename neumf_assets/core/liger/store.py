@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neumf_assets.core.liger.inmf import INMFResult
+from neumf_assets.core.liger.inmf.solver import INMFResult
 
 
 @dataclass(frozen=True)

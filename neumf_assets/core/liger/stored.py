@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from neumf_assets.core import memory
 from neumf_assets.core.counts.stored import StackedCounts
 from neumf_assets.core.liger.chain import factorise
-from neumf_assets.core.liger.inmf import INMFResult
-from neumf_assets.core.liger.matrices import ChunkedMatrix
-from neumf_assets.core.liger.online import online_inmf
+from neumf_assets.core.liger.inmf.matrices import ChunkedMatrix
+from neumf_assets.core.liger.inmf.online import online_inmf
+from neumf_assets.core.liger.inmf.sharded import inmf_by_workers
+from neumf_assets.core.liger.inmf.solver import INMFResult
 from neumf_assets.core.liger.preprocess import GeneStatistics, inverse, scaled
 from neumf_assets.core.liger.settings import LigerSettings
-from neumf_assets.core.liger.sharded import inmf_by_workers
-from neumf_assets.core.neumf.cell_files import CountFiles
+from neumf_assets.core.neumf.large.cell_files import CountFiles
 from neumf_assets.core.processes import Launch
 from neumf_assets.core.progress import Progress, silent
 from neumf_assets.core.store import remove_left
@@ -98,7 +98,7 @@ def factorise_stored(
 
     With ``launch``, what is not learnt online by the study's wish is factorised by ``settings.workers`` processes on
     so many ``machines``, which read and write in ``folder``
-    (:func:`~neumf_assets.core.liger.sharded.inmf_by_workers`). Above the budget each gets its cells from disk, as
+    (:func:`~neumf_assets.core.liger.inmf.sharded.inmf_by_workers`). Above the budget each gets its cells from disk, as
     long as its share fits.
     """
     entries, cells = sum(data.nnz for data in datasets), sum(data.shape[0] for data in datasets)

@@ -14,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from neumf_assets.core.cells import embedding as embedding_module
 from neumf_assets.core.cells.align import harmony_align
 from neumf_assets.core.cells.embedding import _keep_compiled, tsne_embed, umap_bytes, umap_embed
-from neumf_assets.core.cells.metrics import expected_same_batch_share, same_batch_share
 from neumf_assets.core.cells.neighbours import Neighbours, find_neighbours
+from neumf_assets.core.cells.scoring.metrics import expected_same_batch_share, same_batch_share
 from neumf_assets.core.cells.settings import AlignSettings, UmapSettings
 from neumf_assets.core.errors import NeumfError
 from neumf_assets_tests.core.cells.data import blobs, noise

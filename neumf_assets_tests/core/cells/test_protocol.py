@@ -12,11 +12,11 @@ import scipy.sparse as sp
 
 from neumf_assets.core.cells.align import harmony_align
 from neumf_assets.core.cells.clustering import cluster_cells
-from neumf_assets.core.cells.comparison import compare_arms
-from neumf_assets.core.cells.metrics import score_embedding
 from neumf_assets.core.cells.neighbours import cell_graph, find_neighbours
-from neumf_assets.core.cells.null import permute_genes
-from neumf_assets.core.cells.scores import ArmScores
+from neumf_assets.core.cells.scoring.comparison import compare_arms
+from neumf_assets.core.cells.scoring.metrics import score_embedding
+from neumf_assets.core.cells.scoring.null import permute_genes
+from neumf_assets.core.cells.scoring.scores import ArmScores
 from neumf_assets.core.cells.settings import AlignSettings, ClusterSettings
 
 KANG = Path(__file__).parents[4] / "shared/data/kang_ifnb"

@@ -48,8 +48,8 @@ def test_every_setting_is_explained() -> None:
 
 def test_settings_and_scores_load_nothing_heavy() -> None:
     code = (
-        "import sys, neumf_assets.core.cells.settings, neumf_assets.core.cells.scores\n"
-        "import neumf_assets.core.cells.comparison\n"
+        "import sys, neumf_assets.core.cells.settings, neumf_assets.core.cells.scoring.scores\n"
+        "import neumf_assets.core.cells.scoring.comparison\n"
         "print([m for m in ('numpy', 'pandas', 'scipy', 'sklearn', 'umap', 'numba') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

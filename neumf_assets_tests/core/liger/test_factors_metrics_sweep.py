@@ -8,11 +8,11 @@ import scipy.sparse as sp
 
 from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.liger.factors import SHARED, specificity, top_genes
-from neumf_assets.core.liger.inmf import inmf
+from neumf_assets.core.liger.inmf.solver import inmf
+from neumf_assets.core.liger.inmf.sweep import loading_divergence, sweep_k, sweep_lambda
 from neumf_assets.core.liger.metrics import agreement, alignment
 from neumf_assets.core.liger.reconstruct import reconstruct
 from neumf_assets.core.liger.settings import LigerSettings
-from neumf_assets.core.liger.sweep import loading_divergence, sweep_k, sweep_lambda
 from neumf_assets_tests.core.liger.conftest import Planted
 
 BASE = LigerSettings(k=3, restarts=2, iterations=60)

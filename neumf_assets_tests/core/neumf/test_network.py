@@ -9,7 +9,6 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from neumf_assets.core.neumf.batches import SparseCounts, Step
 from neumf_assets.core.neumf.network import (
     Block,
     Layout,
@@ -22,7 +21,8 @@ from neumf_assets.core.neumf.network import (
 )
 from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.train import Stepper, initial_state, new_state, prepare
+from neumf_assets.core.neumf.training.batches import SparseCounts, Step
+from neumf_assets.core.neumf.training.train import Stepper, initial_state, new_state, prepare
 from neumf_assets_tests.core.neumf.problems import changed, low_rank
 
 CELLS, GENES, DATASETS = 7, 9, 3
