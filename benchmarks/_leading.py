@@ -19,7 +19,7 @@ from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.neumf.large.parallel import ParallelTraining
 from neumf_assets.core.neumf.large.ray_workers import INMF, NEUMF, RayWorkers
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 from neumf_assets.core.processes import Launch, LocalProcesses
 from neumf_assets.core.progress import Progress
 

@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from benchmarks import harness
 from benchmarks.heldout import SEEDS, fits, score, split_of
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 
 MAX_CELLS = 3000
 METHODS = ("KL-NMF of normalised counts, 20", "GMF", "NeuMF")

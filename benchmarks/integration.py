@@ -37,7 +37,7 @@ from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.core.counts.stack import stack_shared
 from neumf_assets.core.counts.store import load_counts
 from neumf_assets.core.neumf.mapping.map_cells import map_dataset
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 from neumf_assets.study.settings import ARMS, StudySettings
 from neumf_assets.study.sources import find_sources
 

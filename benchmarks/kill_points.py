@@ -50,7 +50,7 @@ _PRELOADED = (
     "torch",
     "umap",
     "zarr",
-    "neumf_assets.core.neumf.training.train",
+    "neumf_assets.core.neumf.training.fit",
     "neumf_assets.definitions",
 )
 

@@ -17,7 +17,7 @@ from benchmarks import harness
 from neumf_assets.core.neumf.large.parallel import ParallelTraining
 from neumf_assets.core.neumf.large.ray_workers import NEUMF, RayWorkers
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 from neumf_assets.core.processes import Launch, LocalProcesses
 
 KINDS = ("gmf", "neumf")

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import harness
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 
 EPOCHS = 2
 

@@ -23,7 +23,7 @@ from benchmarks import harness, notebook_loop
 from neumf_assets.core.neumf.genes import select_genes
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 
 DEFAULT = NeuMFSettings(gmf_size=50)
 """The default model at its largest: as many dimensions as the notebook's, whatever the counts support."""

@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 
 SMALL = NeuMFSettings(
     gmf_size=4,

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from neumf_assets.core.neumf.dimensions import FEWEST, _pearson_residuals, significant_axes
 from neumf_assets.core.neumf.settings import ineumf_defaults
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 
 
 def _counts(

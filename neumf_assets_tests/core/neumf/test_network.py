@@ -22,7 +22,10 @@ from neumf_assets.core.neumf.network import (
 from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.training.batches import SparseCounts, Step
-from neumf_assets.core.neumf.training.train import Stepper, initial_state, new_state, prepare
+from neumf_assets.core.neumf.training.preparation import prepare
+from neumf_assets.core.neumf.training.stages import initial_state
+from neumf_assets.core.neumf.training.state import new_state
+from neumf_assets.core.neumf.training.step import Stepper
 from neumf_assets_tests.core.neumf.problems import changed, low_rank
 
 CELLS, GENES, DATASETS = 7, 9, 3

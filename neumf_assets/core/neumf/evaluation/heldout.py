@@ -30,7 +30,7 @@ from neumf_assets.core.neumf.evaluation.settings import EvaluationSettings
 from neumf_assets.core.neumf.evaluation.thinning import LeftOut, Thinned, leave_one_out, thin, unseen_in_train
 from neumf_assets.core.neumf.genes import select_genes, size_factors
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 from neumf_assets.core.progress import Progress, silent
 
 LOWEST_LINEAR_MEAN = 1e-3
@@ -454,7 +454,7 @@ def neumf_means(
     gene_names
         Names of the columns.
     device, progress, checkpoint_dir
-        As for :func:`neumf_assets.core.neumf.training.train.fit`.
+        As for :func:`neumf_assets.core.neumf.training.fit.fit`.
     """
     del factors
     cells = np.arange(train.shape[0]).astype(np.str_)

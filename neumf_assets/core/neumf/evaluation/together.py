@@ -10,7 +10,7 @@ from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.evaluation.heldout import WITHOUT_MEANS, HeldOutDeviance, lowest_mean
 from neumf_assets.core.neumf.evaluation.thinning import thin
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 from neumf_assets.core.progress import Progress, silent
 
 BLOCK_CELLS = 256
@@ -43,7 +43,7 @@ def evaluate_together(
     train_share, seed
         Share of the molecules to train on, and what draws them; as :func:`thinning.thin`.
     device, progress
-        As for :func:`neumf_assets.core.neumf.training.train.fit`.
+        As for :func:`neumf_assets.core.neumf.training.fit.fit`.
 
     Returns
     -------

@@ -15,8 +15,8 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from neumf_assets.core.neumf.genes import RowSource, blocks
+from neumf_assets.core.neumf.training.checks import check_values
 from neumf_assets.core.neumf.training.optimiser import RowAdam
-from neumf_assets.core.neumf.training.train import check_values
 
 _HASH_BYTES = 1 << 22
 

@@ -38,7 +38,9 @@ from neumf_assets.core.neumf.checkpoint import Checkpoint, KeptT, publish
 from neumf_assets.core.neumf.network import Layout, Tables
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.training.batches import HeldOut, SparseCounts, Step
-from neumf_assets.core.neumf.training.train import Data, State, new_state, torch_session, train_stages
+from neumf_assets.core.neumf.training.preparation import torch_session
+from neumf_assets.core.neumf.training.stages import train_stages
+from neumf_assets.core.neumf.training.state import Data, State, new_state
 from neumf_assets.core.neumf.training.workers import Workers
 from neumf_assets.core.processes import Follow, Launch, LocalProcesses, closing_of_input, end_after, told_by
 from neumf_assets.core.progress import Progress
@@ -175,7 +177,7 @@ class PartCheckpoint(Checkpoint[KeptT]):
 
 
 class ParallelTraining:
-    """Trains prepared data with several workers; to be given to :func:`neumf_assets.core.neumf.training.train.fit`.
+    """Trains prepared data with several workers; to be given to :func:`neumf_assets.core.neumf.training.fit.fit`.
 
     Parameters
     ----------

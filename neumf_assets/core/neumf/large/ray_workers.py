@@ -24,7 +24,7 @@ from neumf_assets.core.processes import LocalProcesses, end_after, to_the_end
 if TYPE_CHECKING:
     from neumf_assets.core.liger.settings import LigerSettings
     from neumf_assets.core.neumf.settings import NeuMFSettings
-    from neumf_assets.core.neumf.training.train import Training
+    from neumf_assets.core.neumf.training.fit import Training
     from neumf_assets.core.processes import Launch
 
 _logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ NEUMF, INMF = "neumf_assets.core.neumf.large.parallel", "neumf_assets.core.liger
 
 
 def training_of(settings: NeuMFSettings, device: str) -> Training | None:
-    """What :func:`neumf_assets.core.neumf.training.train.fit` is to train with; ``None``: the calling process alone.
+    """What :func:`neumf_assets.core.neumf.training.fit.fit` is to train with; ``None``: the calling process alone.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 Counts are copied once into plain files, the cells' embeddings and their Adam state live in another. A window's
 part of them is read, trained on, and written back. The arithmetic is that of
-:mod:`neumf_assets.core.neumf.training.train`, step for step, so the model is the same bit for bit.
+:mod:`neumf_assets.core.neumf.training.loop`, step for step, so the model is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -36,21 +36,13 @@ from neumf_assets.core.neumf.model import NeuMFModel, provenance
 from neumf_assets.core.neumf.network import Layout
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.training.batches import Epoch, SparseCounts, Step
+from neumf_assets.core.neumf.training.checks import check_labels, check_observed
+from neumf_assets.core.neumf.training.fit import Training, fit, trained_model
 from neumf_assets.core.neumf.training.optimiser import RowAdam
-from neumf_assets.core.neumf.training.train import (
-    Data,
-    State,
-    Stepper,
-    Training,
-    check_labels,
-    check_observed,
-    describe,
-    fit,
-    torch_session,
-    train_stages,
-    trained_model,
-    with_gmf_size,
-)
+from neumf_assets.core.neumf.training.preparation import describe, torch_session, with_gmf_size
+from neumf_assets.core.neumf.training.stages import train_stages
+from neumf_assets.core.neumf.training.state import Data, State
+from neumf_assets.core.neumf.training.step import Stepper
 from neumf_assets.core.progress import Progress, silent
 
 _log = logging.getLogger(__name__)
@@ -88,12 +80,12 @@ def fit_stored(
     device
         ``cpu``, ``cuda`` or ``cuda:N``.
     training
-        What trains counts in the memory of its workers, as for :func:`neumf_assets.core.neumf.training.train.fit`.
+        What trains counts in the memory of its workers, as for :func:`neumf_assets.core.neumf.training.fit.fit`.
         Counts that do not fit there either are trained by this process alone, a window at a time.
     machines
         On how many machines the workers are; each may use the budget.
     named
-        As :func:`neumf_assets.core.neumf.training.train.fit`: ``gene_names``, ``cell_names``, ``dataset``,
+        As :func:`neumf_assets.core.neumf.training.fit.fit`: ``gene_names``, ``cell_names``, ``dataset``,
         ``dataset_names``, ``progress``.
     """
     cells = counts.shape[0]

@@ -15,7 +15,9 @@ from neumf_assets.core.neumf.checkpoint import Checkpoint, fingerprint
 from neumf_assets.core.neumf.genes import size_factors
 from neumf_assets.core.neumf.model import NeuMFModel, provenance
 from neumf_assets.core.neumf.network import Layout
-from neumf_assets.core.neumf.training.train import Data, State, new_state, prepare, run_stage, torch_session
+from neumf_assets.core.neumf.training.loop import run_stage
+from neumf_assets.core.neumf.training.preparation import prepare, torch_session
+from neumf_assets.core.neumf.training.state import Data, State, new_state
 from neumf_assets.core.progress import Progress, silent
 
 
@@ -54,7 +56,7 @@ def map_dataset(
     epochs
         Passes over the new entries; as the model's own training by default.
     progress, checkpoint_dir
-        As in :func:`neumf_assets.core.neumf.training.train.fit`.
+        As in :func:`neumf_assets.core.neumf.training.fit.fit`.
 
     Returns
     -------

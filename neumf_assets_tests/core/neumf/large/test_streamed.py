@@ -27,7 +27,9 @@ from neumf_assets.core.neumf.large.ray_workers import NEUMF
 from neumf_assets.core.neumf.large.streamed import fit_stored, fit_streamed
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit, initial_state, prepare
+from neumf_assets.core.neumf.training.fit import fit
+from neumf_assets.core.neumf.training.preparation import prepare
+from neumf_assets.core.neumf.training.stages import initial_state
 from neumf_assets.core.neumf.training.workers import Workers
 from neumf_assets.core.processes import LocalProcesses
 from neumf_assets_tests.core.neumf.problems import changed, low_rank
@@ -90,7 +92,7 @@ def test_streaming_gives_the_model_of_training_in_memory_bit_for_bit(
 def test_dimensions_are_found_from_the_same_sample_in_memory_and_from_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neumf_assets.core.neumf.training.train.GMF_SIZE_CELLS", 120)
+    monkeypatch.setattr("neumf_assets.core.neumf.training.preparation.GMF_SIZE_CELLS", 120)
     found = both(changed(window_cells=64, gmf_size=None, epochs=1, seed=3), tmp_path)
     assert_same(*found)
     assert found[0].settings.gmf_size == found[1].settings.gmf_size is not None

@@ -13,7 +13,7 @@ from neumf_assets.core.neumf.mapping.joined_model import join
 from neumf_assets.core.neumf.mapping.map_cells import map_dataset
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.train import fit
+from neumf_assets.core.neumf.training.fit import fit
 
 GENES = np.array([f"g{number}" for number in range(20)])
 SETTINGS = NeuMFSettings(kind="gmf", gmf_size=3, epochs=3, n_genes=None, threads=1)

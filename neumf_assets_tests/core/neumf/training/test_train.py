@@ -18,7 +18,9 @@ from scipy.sparse import csr_matrix
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.training.batches import Step
-from neumf_assets.core.neumf.training.train import Stepper, initial_state, prepare
+from neumf_assets.core.neumf.training.preparation import prepare
+from neumf_assets.core.neumf.training.stages import initial_state
+from neumf_assets.core.neumf.training.step import Stepper
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
 
 
