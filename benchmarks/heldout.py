@@ -21,14 +21,9 @@ from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings,
 from neumf_assets.core.counts.simulate.simulate import SimulatedDataset, simulate_study
 from neumf_assets.core.neumf.evaluation import baselines
 from neumf_assets.core.neumf.evaluation.baselines import FitPredict
-from neumf_assets.core.neumf.evaluation.heldout import (
-    HeldOutDeviance,
-    Scorer,
-    TruthError,
-    compare_notebook,
-    neumf_means,
-    score_blocks,
-)
+from neumf_assets.core.neumf.evaluation.heldout import neumf_means
+from neumf_assets.core.neumf.evaluation.notebook import compare_notebook
+from neumf_assets.core.neumf.evaluation.scorers import HeldOutDeviance, Scorer, TruthError, score_blocks
 from neumf_assets.core.neumf.evaluation.thinning import Thinned, thin
 from neumf_assets.core.neumf.genes import select_genes, size_factors
 from neumf_assets.core.neumf.settings import NeuMFSettings

@@ -7,7 +7,7 @@ from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
 from neumf_assets.core.errors import BadSettings
 
 if TYPE_CHECKING:
-    from neumf_assets.core.neumf.evaluation.heldout import Evaluation
+    from neumf_assets.core.neumf.evaluation.results import Evaluation
     from neumf_assets.core.neumf.model import NeuMFModel
 
 
@@ -78,7 +78,8 @@ def neumf_evaluation(step: Step) -> Product:
 
 def _evaluated(step: Step) -> "Evaluation":
     from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
-    from neumf_assets.core.neumf.evaluation.heldout import evaluate_neumf, not_judged
+    from neumf_assets.core.neumf.evaluation.heldout import evaluate_neumf
+    from neumf_assets.core.neumf.evaluation.results import not_judged
 
     with StoredCounts(step.one("counts").path) as counts:
         if not counts.whole:

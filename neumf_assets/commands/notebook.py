@@ -34,7 +34,7 @@ def run_notebook(file: str, seed: int = 0, console: Console | None = None) -> in
     from scipy.sparse import csr_matrix
 
     from neumf_assets.core.counts.readers import read_counts
-    from neumf_assets.core.neumf.evaluation.heldout import NOTEBOOK_CELLS, NOTEBOOK_GENES, compare_notebook
+    from neumf_assets.core.neumf.evaluation.notebook import NOTEBOOK_CELLS, NOTEBOOK_GENES, compare_notebook
 
     console = console or make_console()
     counts = csr_matrix(read_counts(file).X)[:NOTEBOOK_CELLS, :NOTEBOOK_GENES]

@@ -8,7 +8,8 @@ import pytest
 
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.model import _beats_baselines, _score_rows
-from neumf_assets.core.neumf.evaluation.heldout import Evaluation, MethodScore, evaluate_neumf
+from neumf_assets.core.neumf.evaluation.heldout import evaluate_neumf
+from neumf_assets.core.neumf.evaluation.results import Evaluation, MethodScore
 from neumf_assets.core.neumf.evaluation.settings import EvaluationSettings
 from neumf_assets.definitions.checks import check_results, check_specs
 from neumf_assets.study.settings import StudySettings

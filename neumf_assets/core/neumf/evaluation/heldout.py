@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from scipy.special import xlogy
 
 from neumf_assets.core import memory
 from neumf_assets.core.counts.stored import StackedCounts
@@ -26,6 +23,8 @@ from neumf_assets.core.neumf.evaluation.ranking import (
     rank,
     ranking_task,
 )
+from neumf_assets.core.neumf.evaluation.results import Evaluation, MethodScore
+from neumf_assets.core.neumf.evaluation.scorers import Calibration, HeldOutDeviance, Scorer, score_blocks
 from neumf_assets.core.neumf.evaluation.settings import EvaluationSettings
 from neumf_assets.core.neumf.evaluation.thinning import LeftOut, Thinned, leave_one_out, thin, unseen_in_train
 from neumf_assets.core.neumf.genes import select_genes, size_factors
@@ -34,262 +33,13 @@ from neumf_assets.core.neumf.training.fit import fit
 from neumf_assets.core.progress import Progress, silent
 
 LOWEST_LINEAR_MEAN = 1e-3
+
 WITHOUT_MEANS = ("bce", "bpr")
+
 ENGINE_KINDS = ("gmf", "mlp", "neumf")
-CALIBRATION_EDGES = np.logspace(-5, 4, 37)
-NOTEBOOK_CELLS, NOTEBOOK_GENES = 1000, 300
+
 BYTES_PER_ENTRY = 90
 """Peak memory for each non-zero of the judged cells: as read, as thinned, and as the methods take the chosen genes'."""
-
-
-class Scorer(Protocol):
-    """Takes predictions block by block."""
-
-    def add(self, rows: slice, block: NDArray[np.floating]) -> None:
-        """Take the predictions of the cells ``rows``."""
-
-
-class HeldOutDeviance:
-    """Mean Poisson deviance of the entries of a sparse count matrix under predicted means.
-
-    ``2 (y log(y / mu) - y + mu)`` over all entries, zeros included: from the non-zeros and the sum of means.
-
-    Parameters
-    ----------
-    test
-        Cells x genes.
-    ratio
-        What the predicted means are multiplied by to be means of ``test``.
-    """
-
-    def __init__(self, test: csr_matrix, ratio: float = 1.0) -> None:
-        self.test, self.ratio = test.tocsr(), ratio
-        self._sum, self._entries = 0.0, 0
-
-    def add(self, rows: slice, block: NDArray[np.floating]) -> None:
-        """Take the predicted means of the cells ``rows``."""
-        part = self.test[rows]
-        row = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
-        y = part.data.astype(np.float64)
-        mu = block[row, part.indices].astype(np.float64) * self.ratio
-        self._sum += 2 * float((xlogy(y, y / mu) - y).sum() + self.ratio * block.sum(dtype=np.float64))
-        self._entries += block.size
-
-    @property
-    def value(self) -> float:
-        """Deviance of an entry, averaged over all entries."""
-        return self._sum / max(self._entries, 1)
-
-
-class SquaredError:
-    """Mean squared error over all entries of a sparse count matrix under predicted means.
-
-    Parameters
-    ----------
-    test
-        Cells x genes.
-    ratio
-        What the predicted means are multiplied by to be means of ``test``.
-    """
-
-    def __init__(self, test: csr_matrix, ratio: float = 1.0) -> None:
-        self.test, self.ratio = test.tocsr(), ratio
-        self._sum, self._entries = 0.0, 0
-
-    def add(self, rows: slice, block: NDArray[np.floating]) -> None:
-        """Take the predicted means of the cells ``rows``."""
-        difference = self.test[rows].toarray() - self.ratio * block.astype(np.float64)
-        self._sum += float((difference**2).sum())
-        self._entries += block.size
-
-    @property
-    def value(self) -> float:
-        """Squared error of an entry, averaged over all entries."""
-        return self._sum / max(self._entries, 1)
-
-
-@dataclass(frozen=True)
-class CalibrationBin:
-    """Entries whose predicted means lie close together.
-
-    Parameters
-    ----------
-    entries
-        Their number.
-    predicted, observed
-        Mean prediction and mean count.
-    standard_error
-        Of ``observed``, for Poisson counts.
-    """
-
-    entries: int
-    predicted: float
-    observed: float
-    standard_error: float
-
-
-class Calibration:
-    """Observed against predicted mean, in bins of the predicted mean (four for each power of ten)."""
-
-    def __init__(self, test: csr_matrix, ratio: float = 1.0) -> None:
-        self.test, self.ratio = test.tocsr(), ratio
-        self._entries, self._predicted, self._observed = np.zeros((3, CALIBRATION_EDGES.size + 1))
-
-    def add(self, rows: slice, block: NDArray[np.floating]) -> None:
-        """Take the predicted means of the cells ``rows``."""
-        part = self.test[rows]
-        mu = block * np.float32(self.ratio)
-        bins = np.searchsorted(CALIBRATION_EDGES.astype(np.float32), mu.ravel())
-        n = CALIBRATION_EDGES.size + 1
-        row = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
-        self._entries += np.bincount(bins, minlength=n)
-        self._predicted += np.bincount(bins, mu.ravel(), minlength=n)
-        self._observed += np.bincount(bins[row * block.shape[1] + part.indices], part.data, minlength=n)
-
-    @property
-    def bins(self) -> list[CalibrationBin]:
-        """The bins that hold entries, lowest prediction first."""
-        return [
-            CalibrationBin(int(n), float(predicted / n), float(observed / n), float(np.sqrt(observed) / n))
-            for n, predicted, observed in zip(self._entries, self._predicted, self._observed, strict=True)
-            if n
-        ]
-
-
-class TruthError:
-    """How far predicted means are from known true ones (simulated counts).
-
-    Parameters
-    ----------
-    means
-        True means, cells x genes.
-    """
-
-    def __init__(self, means: NDArray[np.floating]) -> None:
-        self.means = means
-        self._moments = np.zeros(5)
-        self._divergence, self._entries = 0.0, 0
-
-    def add(self, rows: slice, block: NDArray[np.floating]) -> None:
-        """Take the predicted means of the cells ``rows``."""
-        truth, mu = self.means[rows].astype(np.float64), block.astype(np.float64)
-        x, y = np.log(truth), np.log(mu)
-        self._moments += [x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()]
-        self._divergence += 2 * float((truth * (x - y) - truth + mu).sum())
-        self._entries += block.size
-
-    @property
-    def correlation(self) -> float:
-        """Pearson correlation of predicted and true log means over all entries."""
-        x, y, xx, yy, xy = self._moments / self._entries
-        return float((xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y)))
-
-    @property
-    def deviance(self) -> float:
-        """Mean Poisson deviance of the predicted from the true means; 0 for the truth."""
-        return self._divergence / self._entries
-
-
-@dataclass(frozen=True)
-class MethodScore:
-    """What one method reached.
-
-    Parameters
-    ----------
-    heldout_deviance
-        Mean Poisson deviance of the test part; ``None`` where the method predicts no means.
-    seconds
-        Wall time of training on the train part and prediction.
-    calibration
-        Predicted against observed mean, in bins; empty where the method predicts no means.
-    ranking
-        ``sampled`` and ``full`` ranking scores; empty without ranking.
-    """
-
-    heldout_deviance: float | None
-    seconds: float
-    calibration: list[CalibrationBin] = field(default_factory=list)
-    ranking: dict[str, RankingScores] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A model's scores beside those of the baselines.
-
-    Parameters
-    ----------
-    model
-        Name of the model among ``methods``.
-    methods
-        Scores by method.
-    popularity
-        Ranking scores of the genes' popularity; empty without ranking.
-    cells, genes
-        How many were judged.
-    settings
-        The settings of the evaluation.
-    """
-
-    model: str
-    methods: dict[str, MethodScore]
-    popularity: dict[str, RankingScores]
-    cells: int
-    genes: int
-    settings: dict[str, Any]
-
-    @property
-    def heldout_deviance(self) -> dict[str, float | None]:
-        """Held-out deviance of the model and every baseline."""
-        return {name: score.heldout_deviance for name, score in self.methods.items()}
-
-    @property
-    def best_baseline(self) -> str | None:
-        """The baseline with the lowest held-out deviance."""
-        known = {
-            name: value
-            for name, value in self.heldout_deviance.items()
-            if name != self.model and value is not None
-        }
-        return min(known, key=known.__getitem__) if known else None
-
-    @property
-    def beats_best_baseline(self) -> bool | None:
-        """Whether the model's held-out deviance is below the best baseline's.
-
-        A model that predicts no means (``bce``, ``bpr``) is judged by its full ranking instead (NDCG at the
-        largest K, beside popularity and the baselines). ``None`` where there is nothing to compare.
-        """
-        own = self.methods[self.model]
-        if own.heldout_deviance is not None:
-            if self.best_baseline is None:
-                return None
-            best = self.methods[self.best_baseline].heldout_deviance
-            return best is not None and own.heldout_deviance < best
-        if not own.ranking:
-            return None
-        others = [score.ranking for name, score in self.methods.items() if name != self.model]
-        rivals = [_last_ndcg(scores) for scores in (*others, self.popularity)]
-        return _last_ndcg(own.ranking) > max(rivals)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON types."""
-        summary = {
-            "heldout_deviance": self.heldout_deviance,
-            "best_baseline": self.best_baseline,
-            "beats_best_baseline": self.beats_best_baseline,
-        }
-        return asdict(self) | summary
-
-
-def not_judged(settings: NeuMFSettings, evaluation: EvaluationSettings) -> Evaluation:
-    """Evaluation of a model of values that are no counts: only molecules can be split into two parts."""
-    unknown: dict[str, MethodScore] = {settings.kind: MethodScore(heldout_deviance=None, seconds=0.0)}
-    return Evaluation(settings.kind, unknown, {}, 0, 0, evaluation.model_dump(mode="json"))
-
-
-def _last_ndcg(scores: dict[str, RankingScores]) -> float:
-    ndcg = scores["full"].ndcg
-    return ndcg[max(ndcg)]
 
 
 def evaluate_neumf(
@@ -501,76 +251,3 @@ def _score(
 
 def _ranking(ranker: Ranker, wanted: EvaluationSettings) -> dict[str, RankingScores]:
     return {"sampled": ranker.sampled(wanted.cut_offs), "full": ranker.full(wanted.cut_offs)}
-
-
-def score_blocks(blocks: Iterable[Block], scorers: list[Scorer]) -> float:
-    """Hand every block to every scorer; return the seconds that training and prediction took."""
-    seconds, begin = 0.0, time.perf_counter()
-    for rows, block in blocks:
-        seconds += time.perf_counter() - begin
-        for scorer in scorers:
-            scorer.add(rows, block)
-        begin = time.perf_counter()
-    return seconds + time.perf_counter() - begin
-
-
-def compare_notebook(
-    counts: csr_matrix,
-    default: NeuMFSettings | None = None,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    progress: Progress = silent,
-) -> dict[str, dict[str, float]]:
-    """Train the original notebook's configuration on its slice, beside our default and constant predictors.
-
-    The slice is the first 1,000 cells x 300 genes. The notebook calls the squared loss of its last 20 entries
-    "the loss"; here it is the mean over all entries, and so a constant predictor has one too.
-
-    Parameters
-    ----------
-    counts
-        Cells x genes, in the order of the file.
-    default
-        The settings to put beside the notebook's; the package's defaults where absent.
-    seed
-        Seed of the split and of both trainings.
-    device
-        Where the models are trained.
-    progress
-        Told of every epoch.
-
-    Returns
-    -------
-    For ``constant`` (mean of all entries), ``gene_mean``, ``notebook`` and ``default``: ``mse`` and
-    ``deviance`` (mean over all entries, trained on all of them), ``heldout_mse`` and ``heldout_deviance``
-    (trained on the train part of thinned counts, judged on the other), ``seconds``.
-    """
-    part = counts.tocsr()[:NOTEBOOK_CELLS, :NOTEBOOK_GENES]
-    names = np.arange(part.shape[1]).astype(np.str_)
-    engine = partial(neumf_means, gene_names=names, device=device, progress=progress)
-    ours = (default or NeuMFSettings()).model_copy(update={"n_genes": None, "seed": seed})
-    fits: dict[str, FitPredict] = {
-        "constant": baselines.constant,
-        "gene_mean": baselines.gene_mean,
-        "notebook": partial(engine, settings=NeuMFSettings(preset="notebook", seed=seed)),
-        "default": partial(engine, settings=ours),
-    }
-    return {name: _fit_and_hold_out(fit_predict, part, seed) for name, fit_predict in fits.items()}
-
-
-def _fit_and_hold_out(fit_predict: FitPredict, counts: csr_matrix, seed: int) -> dict[str, float]:
-    """Return a method's errors on the entries it was trained on, and on thinned counts."""
-    split = thin(counts, seed=seed)
-    found: dict[str, float] = {}
-    for prefix, train, test, ratio in (
-        ("", counts, counts, 1.0),
-        ("heldout_", split.train, split.test, split.ratio),
-    ):
-        deviance, squared = HeldOutDeviance(test, ratio), SquaredError(test, ratio)
-        seconds = score_blocks(
-            fit_predict(train, size_factors(train).astype(np.float64)), [deviance, squared]
-        )
-        found |= {f"{prefix}mse": squared.value, f"{prefix}deviance": deviance.value}
-        found.setdefault("seconds", seconds)
-    return found

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from neumf_assets.core.errors import BadSettings
-from neumf_assets.core.neumf.evaluation.heldout import WITHOUT_MEANS, HeldOutDeviance, lowest_mean
+from neumf_assets.core.neumf.evaluation.heldout import WITHOUT_MEANS, lowest_mean
+from neumf_assets.core.neumf.evaluation.scorers import HeldOutDeviance
 from neumf_assets.core.neumf.evaluation.thinning import thin
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.training.fit import fit

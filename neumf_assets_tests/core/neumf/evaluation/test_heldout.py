@@ -20,18 +20,17 @@ from sklearn.metrics import mean_poisson_deviance, mean_squared_error
 from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
 from neumf_assets.core.neumf.evaluation import baselines
-from neumf_assets.core.neumf.evaluation.heldout import (
+from neumf_assets.core.neumf.evaluation.heldout import evaluate_neumf
+from neumf_assets.core.neumf.evaluation.notebook import compare_notebook
+from neumf_assets.core.neumf.evaluation.ranking import RankingScores
+from neumf_assets.core.neumf.evaluation.results import Evaluation, MethodScore
+from neumf_assets.core.neumf.evaluation.scorers import (
     Calibration,
-    Evaluation,
     HeldOutDeviance,
-    MethodScore,
     SquaredError,
     TruthError,
-    compare_notebook,
-    evaluate_neumf,
     score_blocks,
 )
-from neumf_assets.core.neumf.evaluation.ranking import RankingScores
 from neumf_assets.core.neumf.evaluation.settings import EvaluationSettings
 from neumf_assets.core.neumf.evaluation.thinning import thin
 from neumf_assets.core.neumf.genes import select_genes, size_factors
