@@ -26,7 +26,7 @@ from scipy.sparse import csr_matrix
 from neumf_assets.core.counts.discover import list_datasets
 from neumf_assets.core.counts.readers import read_counts
 from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings, SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import simulate_study
+from neumf_assets.core.counts.simulate.study import simulate_study
 from neumf_assets.core.measure import measured
 
 ROOT = Path(__file__).resolve().parents[1]

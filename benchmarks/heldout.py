@@ -18,7 +18,7 @@ from scipy.sparse import save_npz
 
 from benchmarks import harness
 from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings, SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import SimulatedDataset, simulate_study
+from neumf_assets.core.counts.simulate.study import SimulatedDataset, simulate_study
 from neumf_assets.core.neumf.evaluation import baselines
 from neumf_assets.core.neumf.evaluation.baselines import FitPredict
 from neumf_assets.core.neumf.evaluation.heldout import neumf_means

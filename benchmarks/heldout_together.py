@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 
 from benchmarks import harness
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import simulate_study
+from neumf_assets.core.counts.simulate.study import simulate_study
 from neumf_assets.core.counts.stack import stack_shared
 from neumf_assets.core.neumf.evaluation.together import evaluate_together
 from neumf_assets.core.neumf.genes import select_genes

@@ -32,8 +32,8 @@ from neumf_assets.assets.arms import FIRST
 from neumf_assets.core.cells.align import harmony_align
 from neumf_assets.core.cells.files.store import CellEmbedding
 from neumf_assets.core.cells.neighbours import find_cross_neighbours
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings, uneven_study
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.core.counts.stack import stack_shared
 from neumf_assets.core.counts.store import load_counts
 from neumf_assets.core.neumf.mapping.map_cells import map_dataset

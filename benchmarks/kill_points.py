@@ -219,8 +219,8 @@ class Campaign:
         return all_studies(self.home)["tiny"]
 
     def _write_inbox(self) -> None:
+        from neumf_assets.core.counts.simulate.inbox import write_inbox
         from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-        from neumf_assets.core.counts.simulate.simulate import write_inbox
 
         datasets = [["ctrl", 110, "control"], ["stim", 90, "stimulated"]]
         settings = SimulatorSettings.model_validate({"datasets": datasets, "genes": 400, "seed": 3})

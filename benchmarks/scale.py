@@ -33,7 +33,7 @@ from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.stage import Stage, digest
 from neumf_assets.core import memory
 from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings, SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import simulate_chunks
+from neumf_assets.core.counts.simulate.study import simulate_chunks
 from neumf_assets.core.measure import measured
 from neumf_assets.study.settings import ARMS, StudySettings
 

@@ -69,8 +69,8 @@ class Feeder:
     """Puts datasets into an inbox, as careful people do: under another name first."""
 
     def __init__(self, inbox: Path, number: int) -> None:
+        from neumf_assets.core.counts.simulate.inbox import write_inbox
         from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-        from neumf_assets.core.counts.simulate.simulate import write_inbox
 
         self.inbox, self.arrivals = inbox, Arrivals()
         self._stock = inbox.with_name("stock")

@@ -29,7 +29,7 @@ def find_sources(study: StudySettings) -> Inbox:
     """
     inbox = inbox_of(study)
     if study.simulate is not None:
-        from neumf_assets.core.counts.simulate.simulate import write_inbox
+        from neumf_assets.core.counts.simulate.inbox import write_inbox
 
         write_inbox(study.simulate, Path(inbox))
     elif study.inbox is None and not is_url(inbox):

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.stages import StagedStudy
 from neumf_assets.core.cells.files.store import CellEmbedding
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.study.settings import StudySettings
 
 

@@ -14,8 +14,8 @@ from benchmarks.stages import StagedStudy
 from neumf_assets.assets.integrate import factor_genes
 from neumf_assets.assets.stage import Step
 from neumf_assets.cli import main
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.core.counts.store import load_counts
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.definitions.studies import all_studies

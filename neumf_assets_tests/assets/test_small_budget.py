@@ -11,8 +11,8 @@ from rich.console import Console
 from neumf_assets.commands.run import run_study
 from neumf_assets.core import memory
 from neumf_assets.core.cells import embedding, neighbours
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.definitions.studies import find_or_register
 from neumf_assets.home import Home
 

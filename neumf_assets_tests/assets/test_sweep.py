@@ -9,8 +9,8 @@ import pandas as pd
 
 from benchmarks.stages import StagedStudy
 from neumf_assets.assets.catalogue import stages
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.definitions.study import study_definitions
 from neumf_assets.study.settings import StudySettings
 

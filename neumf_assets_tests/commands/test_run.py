@@ -21,8 +21,8 @@ from neumf_assets.cli import main
 from neumf_assets.commands.run import run_study
 from neumf_assets.core.counts.readers import read_counts
 from neumf_assets.core.counts.settings import ReadSettings
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.core.counts.store import load_counts
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.definitions.studies import find_or_register, read_study

@@ -29,8 +29,8 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets_tests.commands.test_run import QUICK
 from neumf_assets_tests.conftest import need
 

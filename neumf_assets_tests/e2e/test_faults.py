@@ -16,8 +16,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.home import Home
 from neumf_assets.running.orphans import IN_PROGRESS, fail_dead_runs
 from neumf_assets_tests.conftest import need, use_home

@@ -17,8 +17,8 @@ import dagster as dg
 import pytest
 
 from neumf_assets.assets.catalogue import stages
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.definitions.studies import find_or_register

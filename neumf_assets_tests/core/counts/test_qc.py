@@ -17,7 +17,7 @@ from neumf_assets.core.counts import qc
 from neumf_assets.core.counts.qc import filter_counts, judge
 from neumf_assets.core.counts.settings import QCSettings
 from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings, SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import simulate_study
+from neumf_assets.core.counts.simulate.study import simulate_study
 from neumf_assets.core.counts.store import load_counts, save_counts
 from neumf_assets.core.counts.stored import StoredCounts
 from neumf_assets.core.errors import BadInput

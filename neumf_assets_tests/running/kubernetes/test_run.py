@@ -21,8 +21,8 @@ import dagster as dg
 import pytest
 import yaml
 
+from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
-from neumf_assets.core.counts.simulate.simulate import write_inbox
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.home import Home
 from neumf_assets.study.names import partitions_name

@@ -16,20 +16,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
+from neumf_assets.core.counts.simulate.cells import negative_binomial
+from neumf_assets.core.counts.simulate.inbox import MANIFEST, write_inbox
 from neumf_assets.core.counts.simulate.settings import (
     BLOOD_CELL_TYPES,
     SimulatedDatasetSettings,
     SimulatorSettings,
     uneven_study,
 )
-from neumf_assets.core.counts.simulate.simulate import (
-    MANIFEST,
-    SimulatedDataset,
-    negative_binomial,
-    simulate_chunks,
-    simulate_study,
-    write_inbox,
-)
+from neumf_assets.core.counts.simulate.study import SimulatedDataset, simulate_chunks, simulate_study
 from neumf_assets.core.errors import BadInput, BadSettings
 
 SMALL = SimulatorSettings(
@@ -403,9 +398,9 @@ def test_inbox_follows_changed_settings_but_never_overwrites_foreign_files(tmp_p
 
 
 def test_interrupted_writing_is_finished_by_the_next(tmp_path, monkeypatch):
-    import neumf_assets.core.counts.simulate.simulate as simulate
+    from neumf_assets.core.counts.simulate import inbox
 
-    real, calls = simulate._write_atomically, []
+    real, calls = inbox._write_atomically, []
 
     def dies_at_third(path, data):
         calls.append(path)
@@ -413,7 +408,7 @@ def test_interrupted_writing_is_finished_by_the_next(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         real(path, data)
 
-    monkeypatch.setattr(simulate, "_write_atomically", dies_at_third)
+    monkeypatch.setattr(inbox, "_write_atomically", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
         write_inbox(SMALL, tmp_path)
     monkeypatch.undo()
