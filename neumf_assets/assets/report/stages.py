@@ -287,7 +287,7 @@ def _report(arms: list[Arm], sweep: bool) -> Stage:
         baselines, top genes and markers, and what was run. The JSON holds the same figures for programs.
         """
         from neumf_assets.assets.report.content import report_content
-        from neumf_assets.core.report.html import report_html
+        from neumf_assets.core.report.html.page import report_html
 
         scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
         summary = _summary(step, scores, _best(step, arms))

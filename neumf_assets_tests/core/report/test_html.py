@@ -23,7 +23,7 @@ from neumf_assets.core.report.content import (
     ReportContent,
     SweepRow,
 )
-from neumf_assets.core.report.html import render_report, report_html
+from neumf_assets.core.report.html.page import render_report, report_html
 from neumf_assets.core.report.plots.scores import RunScore
 from neumf_assets.core.report.wording import headline, match_in_words, number, percent
 

@@ -285,7 +285,7 @@ def test_first_colours_differ_for_the_colour_blind():
 
 def test_importing_plots_does_not_load_matplotlib():
     code = (
-        "import sys, neumf_assets.core.report.plots, neumf_assets.core.report.html;"
+        "import sys, neumf_assets.core.report.plots, neumf_assets.core.report.html.page;"
         "print([m for m in ('matplotlib', 'jinja2', 'PIL', 'torch', 'pandas') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
