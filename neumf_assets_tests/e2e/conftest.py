@@ -79,14 +79,19 @@ class Server:
         return data
 
 
+def write_study(inbox: Path, seed: int) -> None:
+    """Files of three datasets."""
+    datasets = [["ctrl", 150, "control"], ["stim", 120, "stimulated"], ["late", 100, "control"]]
+    write_inbox(SimulatorSettings.model_validate({"datasets": datasets, "genes": 400, "seed": seed}), inbox)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of a finished study of three datasets, one of whose files has been replaced by a bad one."""
     need(shutil.which("chromium"), "chromium")
     root = tmp_path_factory.mktemp("ui")
     inbox, home = root / "inbox", root / "home"
-    datasets = [["ctrl", 150, "control"], ["stim", 120, "stimulated"], ["late", 100, "control"]]
-    write_inbox(SimulatorSettings.model_validate({"datasets": datasets, "genes": 400, "seed": 3}), inbox)
+    write_study(inbox, seed=3)
     studies = home / "studies"
     studies.mkdir(parents=True)
     own = {"name": STUDY, "inbox": str(inbox), "schedule": {"cron": "0 3 * * *"}}

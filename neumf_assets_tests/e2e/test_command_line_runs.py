@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from neumf_assets_tests.e2e.conftest import LOCATION, STUDY, Server, environment, wait_until
+from neumf_assets_tests.e2e.conftest import LOCATION, STUDY, Server, environment, wait_until, write_study
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("ui")]
 
@@ -91,3 +94,42 @@ def test_an_interrupted_run_is_cancelled_and_has_not_failed(server: Server, numb
         path.write_text(before)
     [found] = _runs(server, runIds=[run])
     assert found["status"] == "CANCELED"
+
+
+_DRY_RUN = """mutation Tick($schedule: ScheduleSelector!, $at: Float!) {
+                scheduleDryRun(selectorData: $schedule, timestamp: $at) { __typename
+                  ... on DryRunInstigationTick { evaluationResult { skipReason error { message }
+                    runRequests { runKey tags { key value } } } }
+                  ... on PythonError { message } } }"""
+
+
+def _refresh(server: Server) -> dict[str, str | None]:
+    """What a tick of the refresh asks for, evaluated by the code server: run key by dataset."""
+    answer = server.ask(
+        _DRY_RUN,
+        schedule={
+            "repositoryName": "__repository__",
+            "repositoryLocationName": LOCATION,
+            "scheduleName": f"{STUDY}_refresh",
+        },
+        at=time.time(),
+    )["scheduleDryRun"]
+    assert answer["__typename"] == "DryRunInstigationTick", answer
+    found = answer["evaluationResult"]
+    assert found["error"] is None, found["error"]
+    requests = found["runRequests"] or []
+    assert requests or found["skipReason"] == "Everything is up to date."
+    tags = [{tag["key"]: tag["value"] for tag in request["tags"]} for request in requests]
+    return {tag["dagster/partition"]: request["runKey"] for tag, request in zip(tags, requests, strict=True)}
+
+
+def test_the_servers_refresh_takes_none_one_and_three_stale_datasets(server: Server, tmp_path: Path) -> None:
+    inbox, original = server.home.parent / "inbox", tmp_path / "original"
+    write_study(original, seed=3)
+    shutil.copytree(original, inbox, dirs_exist_ok=True)
+    assert _refresh(server) == {}
+    write_study(tmp_path / "changed", seed=11)
+    shutil.copy(tmp_path / "changed" / "stim.csv.gz", inbox)
+    assert _refresh(server) == {"stim": "stim"}
+    shutil.copytree(tmp_path / "changed", inbox, dirs_exist_ok=True)
+    assert _refresh(server) == {"ctrl": "ctrl", "late": "late", "stim": "stim"}

@@ -21,8 +21,10 @@ STUDY = """\
 name: pbmc
 inbox: {inbox}
 arms: [liger]
-arrival: {{poll_seconds: 2, quiet_seconds: 3}}
+{more}
 """
+QUICK = "arrival: {poll_seconds: 2, quiet_seconds: 3}"
+EVERY_MINUTE = 'arrival: {poll_seconds: 86400}\nschedule: {cron: "* * * * *"}'
 WORKSPACE = """\
 load_from:
   - python_module:
@@ -63,12 +65,14 @@ class Daemon:
 
 
 @pytest.fixture
-def daemon(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+def daemon(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Daemon]:
     folders = Home.from_environment()
     folders.prepare()
     inbox = tmp_path / "in"
     inbox.mkdir()
-    (folders.studies / "pbmc.yaml").write_text(STUDY.format(inbox=inbox))
+    (folders.studies / "pbmc.yaml").write_text(STUDY.format(inbox=inbox, more=request.param))
     folders.workspace.write_text(WORKSPACE)
     monkeypatch.setenv("DAGSTER_HOME", str(folders.dagster))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -84,6 +88,7 @@ def daemon(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("daemon", [QUICK], indirect=True, ids=[""])
 def test_datasets_arrive_under_a_live_daemon(daemon: Daemon) -> None:
     hold = daemon.home.root / "hold"
     hold.touch()
@@ -113,6 +118,26 @@ def test_datasets_arrive_under_a_live_daemon(daemon: Daemon) -> None:
     assert daemon.statuses(None) == ["SUCCESS"] * 3  # none after the backfill: it changed nothing
     assert daemon.integrated() == ["a", "b", "bad", "late"]
     assert not (daemon.inbox / "bad.refused.txt").exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("daemon", [EVERY_MINUTE], indirect=True, ids=[""])
+def test_a_tick_of_the_refresh_starts_a_run_for_each_stale_dataset(daemon: Daemon) -> None:
+    names = ["a", "b", "c"]
+    daemon.put(**{name: counts_csv(number) for number, name in enumerate(names)})
+    daemon.instance.add_dynamic_partitions("pbmc_datasets", names)
+
+    def of_the_first_tick() -> list[dg.DagsterRun]:
+        runs = [run for run in daemon.instance.get_runs() if "dagster/schedule_name" in run.tags]
+        first = min((run.tags[".dagster/scheduled_execution_time"] for run in runs), default="")
+        return [run for run in runs if run.tags[".dagster/scheduled_execution_time"] == first]
+
+    wait_for(lambda: len(of_the_first_tick()) == 3, "three runs of one tick", 240)
+    assert sorted(run.tags["dagster/partition"] for run in of_the_first_tick()) == names
+    assert {run.tags["dagster/schedule_name"] for run in of_the_first_tick()} == {"pbmc_refresh"}
+    for name in names:
+        wait_for(lambda name=name: daemon.ended(name, 1), f"the run of {name}")
+        assert "SUCCESS" in daemon.statuses(name)
 
 
 def _backfill(*datasets: str) -> str:
