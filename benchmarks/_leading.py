@@ -17,11 +17,11 @@ from scipy.sparse import csr_matrix
 from neumf_assets.core.liger.inmf.sharded import inmf_by_workers
 from neumf_assets.core.liger.settings import LigerSettings
 from neumf_assets.core.neumf.large.parallel import ParallelTraining
-from neumf_assets.core.neumf.large.ray_workers import INMF, NEUMF, RayWorkers
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.training.fit import fit
 from neumf_assets.core.processes import Launch, LocalProcesses
 from neumf_assets.core.progress import Progress
+from neumf_assets.core.ray_workers import INMF, NEUMF, RayWorkers
 
 WORKERS = 2
 _NEUMF = NeuMFSettings(

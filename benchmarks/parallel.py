@@ -15,10 +15,10 @@ import numpy as np
 
 from benchmarks import harness
 from neumf_assets.core.neumf.large.parallel import ParallelTraining
-from neumf_assets.core.neumf.large.ray_workers import NEUMF, RayWorkers
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.training.fit import fit
 from neumf_assets.core.processes import Launch, LocalProcesses
+from neumf_assets.core.ray_workers import NEUMF, RayWorkers
 
 KINDS = ("gmf", "neumf")
 CASES = ((16_000, 256), (4000, 1024), (16_000, 1024))

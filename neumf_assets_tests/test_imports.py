@@ -61,6 +61,28 @@ ROOMS = (
 )
 
 
+IN_CORE = ("counts", "cells", "neumf", "liger", "report")
+"""Rooms of ``core``, in the same order; what stands beside them may be imported by all and imports none of them."""
+
+
+def test_the_rooms_of_core_import_in_one_direction() -> None:
+    wrong = []
+    for path in sorted((PACKAGE / "core").rglob("*.py")):
+        room = path.relative_to(PACKAGE / "core").with_suffix("").parts[0]
+        before = IN_CORE[: IN_CORE.index(room) + 1] if room in IN_CORE else ()
+        for name in imports_of(path):
+            other = name.removeprefix("core.").split(".")[0]
+            if other in IN_CORE and other not in before:
+                wrong.append(f"core/{path.relative_to(PACKAGE / 'core')} imports {name}")
+    assert not wrong, "against the direction " + " -> ".join(IN_CORE) + ": " + "; ".join(wrong)
+
+
+def test_the_architectures_diagram_is_that_of_the_code() -> None:
+    script = PACKAGE.parent / "docs" / "draw_rooms.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], check=False)
+    assert done.returncode == 0, f"draw it anew: python {script}"
+
+
 def imports_of(path: Path) -> set[str]:
     """Modules of the package that a module imports, also inside functions."""
     found: set[str] = set()

@@ -101,8 +101,9 @@ def liger_factors(step: Step) -> Product:
     Every dataset's matrix is written as H (W + V): W is shared by all datasets, V belongs to one, H says how
     much of each factor is in each cell. Counts are divided by the cell's total and scaled by gene.
     """
+    from neumf_assets.core.liger.inmf.who_factorises import inmf_launch
     from neumf_assets.core.liger.stored import factorise_stored
-    from neumf_assets.core.neumf.large.ray_workers import inmf_launch, machines_of
+    from neumf_assets.core.ray_workers import machines_of
 
     with stored_counts(step) as counts:
         scaled = scaled_counts(step, counts)
@@ -320,8 +321,9 @@ def _train_ineumf(step: Step) -> NeuMFModel:
     import numpy as np
 
     from neumf_assets.core.counts.stored import StackedCounts
-    from neumf_assets.core.neumf.large.ray_workers import machines_of, training_of
     from neumf_assets.core.neumf.large.streamed import fit_stored
+    from neumf_assets.core.neumf.large.who_trains import training_of
+    from neumf_assets.core.ray_workers import machines_of
 
     with stored_counts(step) as counts:
         stacked = StackedCounts.of(counts)

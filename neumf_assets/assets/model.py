@@ -27,8 +27,9 @@ def neumf_model(step: Step) -> Product:
     the loss on training and on held-out entries for each epoch.
     """
     from neumf_assets.core.counts.stored import StackedCounts, StoredCounts
-    from neumf_assets.core.neumf.large.ray_workers import machines_of, training_of
     from neumf_assets.core.neumf.large.streamed import fit_stored
+    from neumf_assets.core.neumf.large.who_trains import training_of
+    from neumf_assets.core.ray_workers import machines_of
 
     name = step.dataset or ""
     with StoredCounts(step.one("counts").path) as counts:

@@ -23,8 +23,8 @@ from neumf_assets.core.liger.stored import (
     batch_pieces,
     factorise_stored,
 )
-from neumf_assets.core.neumf.large.ray_workers import INMF
 from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.core.ray_workers import INMF
 from neumf_assets_tests.core.neumf.problems import low_rank
 
 GENES = [f"g{i}" for i in range(40)]

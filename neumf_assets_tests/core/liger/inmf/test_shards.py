@@ -19,9 +19,10 @@ from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.liger.inmf.sharded import inmf_by_workers
 from neumf_assets.core.liger.inmf.shards import GroupShards
 from neumf_assets.core.liger.inmf.solver import INMFResult, Search, inmf
+from neumf_assets.core.liger.inmf.who_factorises import inmf_launch
 from neumf_assets.core.liger.settings import LigerSettings
-from neumf_assets.core.neumf.large.ray_workers import INMF, RayWorkers, inmf_launch
 from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.core.ray_workers import INMF, RayWorkers
 
 
 def _counts(cells: int, seed: int) -> sp.csr_matrix:

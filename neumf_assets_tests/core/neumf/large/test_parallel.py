@@ -15,8 +15,8 @@ import torch
 
 from neumf_assets.core.errors import BadSettings, NeumfError
 from neumf_assets.core.neumf.large.parallel import ParallelTraining
-from neumf_assets.core.neumf.large.ray_workers import NEUMF
 from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.core.ray_workers import NEUMF
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
 
 # float32 sums in another order, amplified by Adam over the epochs

@@ -19,10 +19,11 @@ import pytest
 
 from neumf_assets.core.errors import NeumfError
 from neumf_assets.core.neumf.large.parallel import ParallelTraining
-from neumf_assets.core.neumf.large.ray_workers import NEUMF, RayWorkers, training_of
+from neumf_assets.core.neumf.large.who_trains import training_of
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.core.ray_workers import NEUMF, RayWorkers
 from neumf_assets_tests.conftest import need
 from neumf_assets_tests.core.neumf.problems import changed, low_rank, train
 from neumf_assets_tests.ray_cluster import NODE, two_nodes
@@ -277,7 +278,7 @@ def test_a_cluster_that_does_not_answer_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     need(importlib.util.find_spec("ray"), "ray")
-    monkeypatch.setattr("neumf_assets.core.neumf.large.ray_workers.SILENT_SECONDS", 0.5)
+    monkeypatch.setattr("neumf_assets.core.ray_workers.SILENT_SECONDS", 0.5)
 
     def until_said() -> None:
         if caplog.records:

@@ -23,7 +23,6 @@ from neumf_assets.core.neumf.checkpoint import data_hash
 from neumf_assets.core.neumf.large import streamed as streamed_module
 from neumf_assets.core.neumf.large.cell_files import CountFiles
 from neumf_assets.core.neumf.large.parallel import ParallelTraining
-from neumf_assets.core.neumf.large.ray_workers import NEUMF
 from neumf_assets.core.neumf.large.streamed import fit_stored, fit_streamed
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.core.neumf.settings import NeuMFSettings
@@ -32,6 +31,7 @@ from neumf_assets.core.neumf.training.preparation import prepare
 from neumf_assets.core.neumf.training.stages import initial_state
 from neumf_assets.core.neumf.training.workers import Workers
 from neumf_assets.core.processes import LocalProcesses
+from neumf_assets.core.ray_workers import NEUMF
 from neumf_assets_tests.core.neumf.problems import changed, low_rank
 
 SIZES = (170, 90)

@@ -1,4 +1,4 @@
-"""Who trains a model with ``workers`` above 1: Ray Train on a Ray cluster, else processes of this machine."""
+"""Workers of a training or a factorisation on a Ray cluster, run by Ray Train."""
 
 from __future__ import annotations
 
@@ -16,62 +16,38 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from neumf_assets.core.errors import NeumfError
-from neumf_assets.core.processes import LocalProcesses, end_after, to_the_end
-
-if TYPE_CHECKING:
-    from neumf_assets.core.liger.settings import LigerSettings
-    from neumf_assets.core.neumf.settings import NeuMFSettings
-    from neumf_assets.core.neumf.training.fit import Training
-    from neumf_assets.core.processes import Launch
+from neumf_assets.core.processes import end_after, to_the_end
 
 _logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+
 DISCONNECT_SECONDS = 30.0
+
 REACH_SECONDS = 10.0
 """How long the head of a cluster may refuse connections, as it does while it is started again."""
+
 SILENT_SECONDS = 15.0
 """After this long without an answer of the cluster it is said what is waited for; Ray itself tries for minutes."""
+
 NEUMF, INMF = "neumf_assets.core.neumf.large.parallel", "neumf_assets.core.liger.inmf.sharded"
 
 
-def training_of(settings: NeuMFSettings, device: str) -> Training | None:
-    """What :func:`neumf_assets.core.neumf.training.fit.fit` is to train with; ``None``: the calling process alone.
+class HasWorkers(Protocol):
+    """Settings that say how many workers there are."""
 
-    Parameters
-    ----------
-    settings
-        ``workers`` decides; each gets ``threads`` processors (1 where that is not set).
-    device
-        On ``cuda``, each worker gets a GPU of its own; on this machine there is one process for them all.
-    """
-    if settings.workers == 1:
-        return None
-    from neumf_assets.core.neumf.large.parallel import ParallelTraining
-
-    if os.environ.get("NEUMF_EXECUTOR") == "ray":
-        on_ray = RayWorkers(cpus=settings.threads or 1, gpu=device != "cpu")
-        return ParallelTraining(settings.workers, on_ray)
-    if device != "cpu":
-        return None  # local workers would share one GPU, and be slower than one process
-    return ParallelTraining(settings.workers, LocalProcesses(NEUMF, threads=settings.threads))
+    @property
+    def workers(self) -> int:
+        """Number of workers."""
+        ...
 
 
-def machines_of(settings: NeuMFSettings | LigerSettings) -> int:
+def machines_of(settings: HasWorkers) -> int:
     """On how many machines' memory workers are: each worker's on Ray, else this one's."""
     return settings.workers if os.environ.get("NEUMF_EXECUTOR") == "ray" else 1
-
-
-def inmf_launch(settings: LigerSettings) -> Launch | None:
-    """What runs the processes of integrative NMF; ``None``: the calling process factorises alone."""
-    if settings.workers == 1:
-        return None
-    if os.environ.get("NEUMF_EXECUTOR") == "ray":
-        return RayWorkers(cpus=settings.threads, module=INMF)
-    return LocalProcesses(INMF, threads=settings.threads)
 
 
 @dataclass(frozen=True)
