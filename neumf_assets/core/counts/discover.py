@@ -61,7 +61,7 @@ _DOCUMENTS = (
 )
 _DOCUMENT_NAMES = re.compile(
     r"(readme|licen[cs]e|changelog|md5sums?|sha256sums?|checksums?|filelist|manifest)(\.txt)?"
-    r"|thumbs\.db|desktop\.ini|icon\r|metrics_summary\.csv|analysis|(.*_)?molecule_info\.h5|samplesheet\.csv"
+    r"|thumbs\.db|desktop\.ini|icon\r|metrics_summary\.csv|samplesheet\.csv"
     r"|.*_series_matrix\.txt(\.gz)?|.*\.soft(\.gz)?|.*\.(cloupe|vloupe|bai)|web_summary\..*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -85,7 +85,7 @@ _NESTED = (
     ),
 )
 """Where Cell Ranger (count and multi) and STARsolo put their filtered matrices; ``*`` is any one folder."""
-_RAW = re.compile(r"raw_(feature|gene)_bc_matri(x|ces)(\.h5)?")
+_BESIDE_FILTERED = re.compile(r"raw_(feature|gene)_bc_matri(x|ces)(\.h5)?|molecule_info\.h5|analysis|.*\.bam")
 _MEND_NAME = (
     "Rename it so that what comes before its ending starts with a letter or digit and holds at most 64 "
     "letters, digits, '_' and '-'"
@@ -397,14 +397,14 @@ def _is_passed_over(name: str) -> bool:
 
 
 def _without_repeats(entries: list[_Entry]) -> list[_Entry]:
-    """Leave out Cell Ranger's raw matrix beside the filtered one, and the HDF5 file beside the same as a folder."""
+    """Leave out what Cell Ranger writes besides its filtered matrix: the raw one, and the same in another form."""
     names = {entry.name for entry in entries}
     filtered = names & {name + ending for name in _FILTERED for ending in ("", ".h5")}
     repeated = {f"{name}.h5" for name in _FILTERED if name in names}
     return [
         entry
         for entry in entries
-        if not (filtered and _RAW.fullmatch(entry.name)) and entry.name not in repeated
+        if not (filtered and _BESIDE_FILTERED.fullmatch(entry.name)) and entry.name not in repeated
     ]
 
 
@@ -436,7 +436,7 @@ def _group(
     refused.extend(
         BadInput(entry.path, "", "the Matrix Market file that it belongs to is missing", "Put it beside")
         for entry in companions
-        if entry.name not in taken
+        if entry.name not in taken and not _has_matrix(entry.name, names)
     )
 
 
@@ -447,7 +447,14 @@ def _is_companion(name: str, names: Iterable[str]) -> bool:
         return name.endswith((".genes.names.txt", ".barcodes.prefix.txt"))
     if match[3] == "tsv":
         return True
-    return any((found := _MATRIX.fullmatch(other)) and found["stem"] == match["stem"] for other in names)
+    return _has_matrix(name, names)
+
+
+def _has_matrix(name: str, names: Iterable[str]) -> bool:
+    """Whether the matrix is there that a table of names belongs to."""
+    match = _COMPANION.fullmatch(name)
+    stem = match["stem"] if match else name.partition(".")[0]
+    return any((found := _MATRIX.fullmatch(other)) and found["stem"] == stem for other in names)
 
 
 def _of_unknown_kind(entry: _Entry) -> BadInput:

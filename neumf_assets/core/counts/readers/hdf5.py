@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from neumf_assets.core.counts.readers.market import keep_gene_expression
 from neumf_assets.core.counts.readers.matrix import (
     Names,
     RawMatrix,
@@ -113,8 +112,7 @@ def read_tenx_v3(file: h5py.File, given: str, *, entries: bool = True) -> RawMat
     raw.gene_ids = check_names(text(features["id"], given), raw.X.shape[1], "genes", given)
     raw.format = "10x HDF5 v3"
     if "feature_type" in features:
-        types = check_names(text(features["feature_type"], given), raw.X.shape[1], "genes", given)
-        keep_gene_expression(raw, types, given)
+        raw.feature_types = check_names(text(features["feature_type"], given), raw.X.shape[1], "genes", given)
     return raw
 
 

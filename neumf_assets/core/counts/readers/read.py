@@ -17,6 +17,7 @@ import polars as pl
 from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels
 from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_anndata
 from neumf_assets.core.counts.readers.delimited import read_delimited
+from neumf_assets.core.counts.readers.genes import settle_genes
 from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
 from neumf_assets.core.counts.readers.market import read_market
 from neumf_assets.core.counts.readers.matrix import Names, RawMatrix
@@ -164,6 +165,7 @@ def _parted_hdf5(file: h5py.File, files: Source, settings: ReadSettings) -> Part
 
 def _whole(files: Source, settings: ReadSettings, table: pl.DataFrame | None) -> ad.AnnData:
     raw = _read(files, settings, table)
+    raw.X = raw.X[:, settle_genes(raw, files.given)]
     adata = validated(raw, files.given, settings)
     adata.obs = _labels_of(files, settings, raw, table)
     adata.uns["provenance"] = _provenance(files, raw)
