@@ -156,7 +156,7 @@ def _say_odd_names(raw: RawMatrix, file: str) -> None:
             len(dates),
             shown,
         )
-    if _are_running_numbers(raw.genes):
+    if are_running_numbers(raw.genes):
         raw.notes["running_numbers"] = "in place of gene names"
         _logger.warning(
             "%s: there are running numbers in place of gene names: nothing tells which genes these are, and other "
@@ -165,7 +165,7 @@ def _say_odd_names(raw: RawMatrix, file: str) -> None:
         )
 
 
-def _are_running_numbers(names: Names) -> bool:
+def are_running_numbers(names: Names) -> bool:
     """Whether names are just 0, 1, 2, … or 1, 2, 3, …."""
     if len(names) < 2 or str(names[0]) not in ("0", "1"):
         return False

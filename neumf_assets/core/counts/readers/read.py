@@ -175,7 +175,15 @@ def _whole(files: Source, settings: ReadSettings, table: pl.DataFrame | None) ->
 def _labels_of(
     files: Source, settings: ReadSettings, raw: RawMatrix, table: pl.DataFrame | None
 ) -> pd.DataFrame:
-    return cell_labels(raw.cells, raw.obs, table, settings.label_columns, files.given, files.labels_given)
+    return cell_labels(
+        raw.cells,
+        raw.obs,
+        table,
+        settings.label_columns,
+        settings.unlabelled,
+        files.given,
+        files.labels_given,
+    )
 
 
 def _provenance(files: Source, raw: RawMatrix) -> dict[str, Any]:
