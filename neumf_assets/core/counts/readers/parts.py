@@ -16,6 +16,7 @@ from neumf_assets.core import memory
 from neumf_assets.core.counts.discover import Triple
 from neumf_assets.core.counts.readers.anndata_files import described, layout_of, shape_of
 from neumf_assets.core.counts.readers.delimited import estimated_entries, spill_delimited
+from neumf_assets.core.counts.readers.droplets import Droplets
 from neumf_assets.core.counts.readers.genes import settle_genes
 from neumf_assets.core.counts.readers.hdf5 import (
     loom_place,
@@ -306,7 +307,7 @@ def _stored(
     kept = settle_genes(whole, given)
     check_names_of(whole.cells, whole.genes, given)
     obs, provenance = finish(whole)
-    nonzero, total = 0, 0.0
+    nonzero, total, droplets = 0, 0.0, Droplets()
     folder.mkdir(parents=True, exist_ok=True)
     with CountsWriter(folder / FILE) as writer:
         for start, stop, X in parts:
@@ -314,8 +315,10 @@ def _stored(
             part.obs = obs.iloc[start:stop]
             part.uns["provenance"] = provenance
             writer.add(part)
+            droplets.add(part.X)
             nonzero += part.X.nnz
             total += float(part.X.data.sum(dtype=np.float64))
+    droplets.say(given)
     return Stored((len(whole.cells), len(whole.genes)), nonzero, total, provenance)
 
 
