@@ -247,11 +247,11 @@ def estimated_entries(path: Path, given: str) -> int:
 
 
 def _layout(header_line: bytes, first_line: bytes, given: str) -> _Layout:
-    """Choose the delimiter that fits header and first row alike and gives most fields; tabs before commas."""
+    """Choose the delimiter that fits header and first row alike and gives most fields; tabs first, spaces last."""
     best: tuple[bool, int, str, list[str], bool] = (False, 0, ",", [], False)
     for delimiter in "\t,; ":
-        if delimiter.encode() not in first_line:
-            continue
+        if delimiter.encode() not in first_line or (delimiter == " " and best[0]):
+            continue  # spaces stand in names too
         header = _split(header_line, delimiter, given, 1)
         row = _split(first_line, delimiter, given, 2)
         width, trailing = len(row), _ends_in_separator(header, row)

@@ -21,8 +21,8 @@ _logger = logging.getLogger(__name__)
 
 GENE_EXPRESSION = "Gene Expression"
 _NO_GENES = re.compile(
-    r"__\w+|N_(unmapped|multimapping|noFeature|ambiguous)|"
-    r"(no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique|unmapped|Unassigned_\w+)"
+    r"(__)?(no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)|N_(unmapped|multimapping|noFeature|ambiguous)|"
+    r"unmapped|Unassigned_\w+"
 )
 """What htseq-count, STAR and featureCounts write among the genes: reads without one."""
 _GENOME = r"^(GRCh\d+|hg\d+|GRCm\d+|mm\d+|GRCz\d+|Rnor_\d+|BDGP\d+)_+"

@@ -32,6 +32,14 @@ from neumf_assets.core.counts.settings import Orientation
 from neumf_assets.core.errors import BadInput
 
 _AGAIN = "Copy or export it again"
+# fmt: off
+_HEADERS = {
+    "", "x", "v1", "v2", "v3", "id", "name", "names", "gene", "genes", "gene_id", "gene_ids", "gene_name", "gene_names",
+    "gene_symbol", "symbol", "feature", "features", "feature_type", "feature_types", "ensembl", "ensembl_id",
+    "barcode", "barcodes", "cell", "cells", "cell_id", "index", "type",
+}
+# fmt: on
+"""How columns of tables of names may be called, where these have a header."""
 _ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float64)])
 _SPACE = ord(" ")
 _MOST_DIGITS = 19
@@ -169,15 +177,10 @@ class _Tables:
             self.types = np.asarray(self._features[2].to_list(), dtype=object)
 
     def genes_first(self, shape: tuple[int, int], orientation: Orientation) -> bool:
-        """Tell whether the rows are genes; headers of the tables are read past, once the matrix tells its size."""
-        genes, cells = len(self._names), len(self._cells)
-        for headers in ((1, 1), (0, 1), (1, 0)):
-            if sorted(shape) == sorted((genes - headers[0], cells - headers[1])) and genes + cells != sum(
-                shape
-            ):
-                self._features = [column[headers[0] :] for column in self._features]
-                self._barcodes = [column[headers[1] :] for column in self._barcodes]
-                self._settle()
+        """Tell whether the rows are genes; headers of tables are read past, where the matrix has no room for them."""
+        if len(self._names) + len(self._cells) > sum(shape):
+            self._features, self._barcodes = _without_header(self._features), _without_header(self._barcodes)
+            self._settle()
         return _genes_first(shape, len(self._names), len(self._cells), orientation, self.matrix_file)
 
     def raw(self, by_cell: sparse.csr_matrix, genes_first: bool) -> RawMatrix:
@@ -217,7 +220,19 @@ def _lines(path: Path, file: str) -> list[pl.Series]:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(file, "", f"is no table separated by tabs ({reason})", "Export it again") from error
     plain = table.fill_null("").with_columns(pl.all().str.strip_chars_end("\r"))
-    return plain.with_columns(pl.all().str.replace(r'^"(.*)"$', "$1")).get_columns()
+    return [_unquoted(column) for column in plain.get_columns()]
+
+
+def _unquoted(names: pl.Series) -> pl.Series:
+    """Take off the quotes that R puts around all texts of a column."""
+    quoted = names.str.contains(r'^".*"$').all()
+    return names.str.slice(1).str.head(-1) if quoted else names
+
+
+def _without_header(columns: list[pl.Series]) -> list[pl.Series]:
+    """Take off a first line of columns' names, as R writes it."""
+    first = {str(column[0]).lower() for column in columns}
+    return [column[1:] for column in columns] if first <= _HEADERS else columns
 
 
 class _Entries:

@@ -129,27 +129,31 @@ def _unpacked(path: Path, target: Path, given: str) -> Path:
     BadInput
         When it is damaged, or unpacks to far more than counts can be packed into.
     """
+    if not _holds_zipped_hdf5(path):
+        return path
     limit = max(_ALWAYS_FINE, _DENSEST * path.stat().st_size)
     try:
-        with path.open("rb") as file:
-            if file.read(2) != b"\x1f\x8b":
-                return path
-        with gzip.open(path) as packed:
-            if packed.read(len(_HDF5_MAGIC)) != _HDF5_MAGIC:
-                return path
-            packed.seek(0)
-            with target.open("wb") as plain:
-                while chunk := packed.read(1 << 20):
-                    plain.write(chunk)
-                    if plain.tell() > limit:
-                        raise BadInput(
-                            given, "", f"unpacks to more than {limit} bytes", "Give the file unpacked"
-                        )
+        with gzip.open(path) as packed, target.open("wb") as plain:
+            while chunk := packed.read(1 << 20):
+                plain.write(chunk)
+                if plain.tell() > limit:
+                    raise BadInput(given, "", f"unpacks to more than {limit} bytes", "Give the file unpacked")
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(
             given, "", f"the gzip data are damaged ({error})", "Copy or download it again"
         ) from error
     return target
+
+
+def _holds_zipped_hdf5(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return False
+    try:
+        with gzip.open(path) as packed:
+            return packed.read(len(_HDF5_MAGIC)) == _HDF5_MAGIC
+    except (OSError, EOFError, zlib.error):  # whoever reads it says what is damaged
+        return False
 
 
 def _localise(source: str | Path, scratch: Path) -> tuple[Path, str]:
