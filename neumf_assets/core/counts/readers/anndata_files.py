@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from neumf_assets.core.counts.readers.contents.names import symbols_and_accessions
 from neumf_assets.core.counts.readers.hdf5 import AGAIN
 from neumf_assets.core.counts.readers.matrix import (
     Names,
@@ -22,7 +23,6 @@ from neumf_assets.core.counts.readers.matrix import (
     read_vector,
     sparse_from_arrays,
 )
-from neumf_assets.core.counts.readers.names import symbols_and_accessions
 from neumf_assets.core.errors import BadInput
 
 _LARGE_ENOUGH = 1 << 25

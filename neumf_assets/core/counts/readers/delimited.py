@@ -26,8 +26,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from neumf_assets.core.counts.readers.contents.orientation import decide
 from neumf_assets.core.counts.readers.matrix import Names, RawMatrix
-from neumf_assets.core.counts.readers.orientation import decide
 from neumf_assets.core.counts.readers.text import (
     NEWLINE,
     QUOTE,

@@ -15,9 +15,9 @@ from scipy import sparse
 from neumf_assets.core import memory
 from neumf_assets.core.counts.discover import Triple
 from neumf_assets.core.counts.readers.anndata_files import described, layout_of, shape_of
+from neumf_assets.core.counts.readers.contents.droplets import Droplets
+from neumf_assets.core.counts.readers.contents.genes import settle_genes
 from neumf_assets.core.counts.readers.delimited import estimated_entries, spill_delimited
-from neumf_assets.core.counts.readers.droplets import Droplets
-from neumf_assets.core.counts.readers.genes import settle_genes
 from neumf_assets.core.counts.readers.hdf5 import (
     loom_place,
     read_loom,

@@ -16,9 +16,9 @@ import polars as pl
 
 from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels
 from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_anndata
+from neumf_assets.core.counts.readers.contents.droplets import Droplets
+from neumf_assets.core.counts.readers.contents.genes import settle_genes
 from neumf_assets.core.counts.readers.delimited import read_delimited
-from neumf_assets.core.counts.readers.droplets import Droplets
-from neumf_assets.core.counts.readers.genes import settle_genes
 from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
 from neumf_assets.core.counts.readers.long_table import long_columns, read_long_table
 from neumf_assets.core.counts.readers.market import read_market

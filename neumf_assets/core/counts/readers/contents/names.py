@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from neumf_assets.core.counts.readers.genes import are_running_numbers
+from neumf_assets.core.counts.readers.contents.genes import are_running_numbers
 from neumf_assets.core.counts.readers.matrix import Names
 
 _SYMBOLS = (
