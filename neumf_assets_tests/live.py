@@ -149,6 +149,8 @@ class Live:
         self.last = look(self.study, self.instance, self.cursor, self.now)
         self.cursor = self.last.cursor
         self.instance.add_dynamic_partitions(partitions_name(self.study.name), self.last.names)
+        for name in set(self.last.drops) - set(self.last.names):
+            self.instance.delete_dynamic_partition(partitions_name(self.study.name), name)
         for event in self.last.events:
             self.instance.report_runless_asset_event(event)
         return [item.name for item, _ in self.last.requests]

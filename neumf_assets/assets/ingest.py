@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from neumf_assets.core.counts.qc import QCReport, Verdict
 
 
-@stage(group="ingest", settings=("read",), kinds=("anndata", "h5ad"), per_dataset=True)
+@stage(group="ingest", settings=("read",), version="2", kinds=("anndata", "h5ad"), per_dataset=True)
 def raw_counts(step: Step) -> Product:
     """Counts as they came: one dataset's file, read, checked and stored unchanged.
 

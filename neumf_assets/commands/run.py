@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ from neumf_assets.definitions.studies import find_or_register
 from neumf_assets.definitions.study import study_definitions
 from neumf_assets.freshness.plan import plan
 from neumf_assets.home import Home
-from neumf_assets.intake.in_use import digests_in_use
+from neumf_assets.intake.in_use import digests_in_use, missing
 from neumf_assets.running.orphans import alive, fail_dead_runs
 from neumf_assets.running.progress_log import heard, watched_by
 from neumf_assets.study.names import job_name, partitions_name
@@ -82,6 +83,13 @@ class _StudyRun:
             self.outcome.failures[str(refused.file)] = str(refused)
         digests = source_digests(self.study, self.store, sources.datasets)
         names = partitions_name(self.study.name)
+        for dataset in missing(self.study, self.instance.get_dynamic_partitions(names), sources):
+            self.instance.delete_dynamic_partition(names, dataset)
+            self.progress.say(
+                logging.WARNING,
+                f"{dataset}: its file is gone from the inbox, so it leaves the study. To keep it, put the file back or "
+                "name it under `keep` in the study's settings.",
+            )
         self.instance.add_dynamic_partitions(names, sorted(digests))
         for dataset, stale in plan(self.study, self.stages, digests, self.store).datasets.items():
             if stale and not self._execute("train", stale, dataset):

@@ -15,6 +15,7 @@ from neumf_assets.assets.catalogue import stages
 from neumf_assets.core.counts.discover import DatasetFile, Inbox
 from neumf_assets.freshness.plan import plan
 from neumf_assets.home import Home
+from neumf_assets.intake.in_use import missing
 from neumf_assets.intake.quarantine import Quarantine, Refusal, give_up, gone, left_behind
 from neumf_assets.study.names import partitions_name
 from neumf_assets.study.settings import StudySettings
@@ -49,6 +50,7 @@ class Watch:
     times: dict[str, int] = field(default_factory=dict)  # how many runs were asked for
     failures: dict[str, int] = field(default_factory=dict)  # how many of them failed, for the same file
     refused: dict[str, str] = field(default_factory=dict)  # reason at the last look
+    missing: list[str] = field(default_factory=list)  # datasets of the study without a file at the last look
     changed: float = 0.0  # when something was last seen to come, change or go
     waiting: float | None = None  # since when something is ready
     runs_until: float = 0.0  # runs that ended before are dealt with
@@ -182,7 +184,7 @@ class _Looking:
         self._failed_runs(by_name)
         self._second_chances(by_name)
         self._show_refusals()
-        self.found.drops = left_behind(self.study, self.instance)
+        self.found.drops += left_behind(self.study, self.instance)
         waiting = self._requests(self.watch.observe(inbox.datasets, self.now))
         if waiting and not self.found.requests:
             self.found.summary = (
@@ -267,22 +269,28 @@ class _Looking:
             self.found.events.append(self.quarantine.evaluation())
 
     def _departures(self, inbox: Inbox) -> None:
-        """Tell of datasets whose source is gone."""
-        refused = {PurePosixPath(error.file).name.split(".")[0] for error in inbox.refused}
-        present = {item.name for item in inbox.datasets} | refused
+        """Let datasets leave whose source is gone, at two looks in a row and while nothing works on them."""
         known = set(self.instance.get_dynamic_partitions(partitions_name(self.study.name)))
-        for name in self.watch.departures(present):
+        absent = missing(self.study, {*known, *self.watch.requested}, inbox)
+        kept = [name for name in self.study.keep if name not in {item.name for item in inbox.datasets}]
+        for name in self.watch.departures(set(self.watch.requested) - {*absent, *kept}):
             if refusal := self.quarantine.find(name):
                 self.quarantine.lift(refusal)
                 self.found.events.append(self.quarantine.evaluation())
-            if name in known:
-                self.found.events.append(gone(self.study, name))
-                self.found.news.append(
-                    f"The source of dataset {name} is gone; its results stay. Put the file back, or delete the "
-                    f"partition {name} of {partitions_name(self.study.name)} to leave it out of the study."
-                )
-            else:
+            if name not in known:
                 self.found.news.append(f"The source of dataset {name} is gone; it was not part of the study.")
+            elif name in kept:
+                self.found.events.append(gone(self.study, name))
+                self.found.news.append(f"The source of dataset {name} is gone; its results are to be kept.")
+        absent = sorted(known & set(absent))
+        leaving, self.watch.missing = [name for name in absent if name in self.watch.missing], absent
+        for name in sorted(set(leaving) - self._busy()) if leaving else []:
+            self.found.drops.append(name)
+            self.found.events.append(gone(self.study, name))
+            self.found.news.append(
+                f"The source of dataset {name} is gone: it leaves the study, whose results are without it from "
+                "the next rebuild on. Put the file back, or name it under `keep` in the study's settings to keep it."
+            )
 
     def _failed_runs(self, present: Mapping[str, DatasetFile]) -> None:
         """Run a dataset again whose run failed through no fault of the file; after some tries, give it up."""

@@ -1,14 +1,33 @@
-"""Which version of each dataset a study uses: that of its file, or the one before a file that is gone or refused."""
+"""Which datasets a study has, and which version of each: that of its file, or the one before a refused one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from neumf_assets.core.counts.discover import DatasetFile
+from neumf_assets.core.counts.discover import DatasetFile, Inbox, dataset_name
+from neumf_assets.core.errors import BadInput
 from neumf_assets.core.store import Store
 from neumf_assets.intake.quarantine import Quarantine
 from neumf_assets.study.settings import StudySettings
 from neumf_assets.study.sources import source_digests
+
+
+def missing(study: StudySettings, known: Iterable[str], inbox: Inbox) -> list[str]:
+    """Datasets of the study (its partitions, ``known``) whose files are gone, and which are not to be kept.
+
+    A file that is there and refused is not gone.
+    """
+    present = {item.name for item in inbox.datasets} | {_name_of(error.file) for error in inbox.refused}
+    return sorted(set(known) - present - set(study.keep))
+
+
+def _name_of(file: str | Path) -> str:
+    """Name of the dataset that a refused file would be; its own where that cannot be a name."""
+    try:
+        return dataset_name(file)
+    except BadInput:
+        return str(file)
 
 
 def digests_in_use(
@@ -16,7 +35,7 @@ def digests_in_use(
 ) -> dict[str, str]:
     """Digest of the source that each dataset of the study should be made from.
 
-    That of its file; where the file is gone or refused, that of the version which stays in use.
+    That of its file; where the file is refused, or gone and to be kept, that of the version which stays in use.
 
     Parameters
     ----------

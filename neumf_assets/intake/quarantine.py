@@ -316,7 +316,10 @@ def _observation(study: StudySettings, dataset: str, metadata: dict[str, Any]) -
 
 def gone(study: StudySettings, dataset: str) -> dg.AssetObservation:
     """Says in the UI that a dataset's source was taken away."""
-    text = "The source is gone from the inbox; the results made from it stay in use."
+    kept = (
+        "is to be kept: the results made from it stay in use" if dataset in study.keep else "leaves the study"
+    )
+    text = f"The source is gone from the inbox; the dataset {kept}."
     return _observation(study, dataset, {"source": text})
 
 

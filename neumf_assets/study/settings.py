@@ -124,6 +124,10 @@ class StudySettings(Settings):
     batch_column: str | None = Field(
         None, description="Column that says which cells were measured together; null: the dataset."
     )
+    keep: tuple[Name, ...] = Field(
+        (),
+        description="Datasets that stay in the study although their files are gone from the inbox; others leave it.",
+    )
     arms: tuple[Arm, ...] = Field(
         ARMS,
         min_length=1,

@@ -341,3 +341,20 @@ def test_wrong_arguments_are_told_in_one_line(
     told = capsys.readouterr().err
     assert words in told
     assert "Traceback" not in told
+
+
+def test_a_renamed_file_is_not_counted_twice_and_a_kept_one_stays(
+    study: Home, tmp_path: Path, console: Console
+) -> None:
+    (tmp_path / "inbox" / "stim.csv.gz").rename(tmp_path / "inbox" / "patient.csv.gz")
+    (tmp_path / "inbox" / "stim.labels.csv").rename(tmp_path / "inbox" / "patient.labels.csv")
+    assert run_study("tiny", None, console) == 0
+    assert "stim: its file is gone from the inbox, so it leaves the study" in console.export_text()
+    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    assert set(summary["datasets"]) == {"ctrl", "patient"}
+    path = study.studies / "tiny.yaml"
+    path.write_text(path.read_text() + "keep: [ctrl]\n")
+    (tmp_path / "inbox" / "ctrl.csv.gz").unlink()
+    (tmp_path / "inbox" / "ctrl.labels.csv").unlink()
+    assert run_study("tiny", None, console) == 0
+    assert "Nothing to do" in console.export_text()

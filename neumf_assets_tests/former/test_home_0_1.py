@@ -25,7 +25,7 @@ from neumf_assets.home import Home
 from neumf_assets_tests.conftest import use_home
 
 ARCHIVE = Path(__file__).with_name("home_0_1.tar.xz")
-CHANGED_SINCE: frozenset[str] = frozenset()
+CHANGED_SINCE = frozenset({"raw_counts"})
 """Stages whose results differ by now on purpose, so that their version was raised."""
 
 

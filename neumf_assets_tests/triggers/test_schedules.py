@@ -110,13 +110,21 @@ def test_a_changed_setting_of_the_study_asks_for_what_depends_on_it(live: Live) 
     assert 1 < assets < 10
 
 
-def test_refused_and_deleted_files_are_no_reason_to_run(live: Live) -> None:
-    (live.inbox / "a.csv").unlink()
+def test_a_refused_file_is_no_reason_to_run(live: Live) -> None:
     live.put("b.csv", BROKEN)
     live.settle()
     runs = list(live.dataset_runs)
     assert _requests(live) == []
     assert runs.count("b") == 2
+
+
+def test_a_deleted_file_is_a_reason_to_make_the_study_without_it(live: Live) -> None:
+    (live.inbox / "a.csv").unlink()
+    live.settle()
+    [request] = out_of_date_requests(live.study, live.instance)
+    assert request.partition_key is None
+    live.run_study({"/".join(key.path[1:]) for key in request.asset_selection or ()})
+    assert live.integrated() == ["b"]
 
 
 def test_a_dataset_taken_out_by_hand_leaves_the_study_with_the_next_refresh(live: Live) -> None:

@@ -37,7 +37,13 @@ class Ticks:
             return []
         assert isinstance(result, dg.SensorResult)
         for request in result.dynamic_partitions_requests or []:
-            self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+            if isinstance(request, dg.AddDynamicPartitionsRequest):
+                self.instance.add_dynamic_partitions(
+                    request.partitions_def_name, list(request.partition_keys)
+                )
+                continue
+            for key in request.partition_keys:
+                self.instance.delete_dynamic_partition(request.partitions_def_name, key)
         self.keys = [request.run_key for request in result.run_requests or []]
         return [str(request.partition_key) for request in result.run_requests or []]
 
@@ -131,7 +137,7 @@ def test_a_changed_label_file_runs_again(ticks: Ticks) -> None:
     assert ticks.tick() == ["ctrl"]
 
 
-def test_a_deleted_file_keeps_its_partition_and_can_come_back(ticks: Ticks) -> None:
+def test_a_deleted_file_leaves_at_two_ticks_in_a_row_and_can_come_back(ticks: Ticks) -> None:
     path = ticks.inbox / "ctrl.csv"
     _write(path, CSV)
     ticks.tick()
@@ -139,6 +145,8 @@ def test_a_deleted_file_keeps_its_partition_and_can_come_back(ticks: Ticks) -> N
     path.unlink()
     assert ticks.tick() == []
     assert ticks.partitions() == {"ctrl"}
+    assert ticks.tick() == []
+    assert ticks.partitions() == set()
     _write(path, CSV)
     ticks.tick()
     assert ticks.tick() == ["ctrl"]

@@ -5,10 +5,12 @@ of at most `SMALL` bytes are read.
 
 Names
 -----
-A dataset is called as its file or folder up to the first dot. ``NAME.labels.csv`` beside it holds its
-labels. A Matrix Market triple may lie in the inbox itself under a common prefix, as GEO ships them: the
-prefix is its name. Hidden, temporary and documentation files are passed over; whatever else is no count
-file is refused with a reason.
+A dataset is called as its file or folder without the endings that tell its kind; dots that remain become
+``_`` (``E12.5_rep1.csv.gz`` is ``E12_5_rep1``). ``NAME.labels.csv`` beside it (or ``.tsv``, gzipped or not)
+holds its labels. A Matrix Market triple may lie in the inbox itself under a common prefix, as GEO ships them: the
+prefix is its name. Hidden, temporary and documentation files are passed over, and what Cell Ranger and GEO
+put beside counts; of a raw and a filtered matrix side by side the raw one is. Whatever else is no count file is
+refused with what to do.
 """
 
 from __future__ import annotations
@@ -26,13 +28,19 @@ from neumf_assets.core.errors import BadInput
 
 NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 LABELS_SUFFIX = ".labels.csv"
+_LABELS = re.compile(r"(?P<stem>.+)\.labels\.(csv|tsv|txt)(\.gz)?", re.IGNORECASE | re.DOTALL)
 SMALL = 1 << 16
 """Files up to this many bytes are fingerprinted by content, larger ones by size and time of modification."""
 
 _TABLES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
-_STORES = (".h5", ".hdf5", ".h5ad", ".loom")
+_STORES = (".h5", ".hdf5", ".h5ad", ".loom", ".h5.gz", ".hdf5.gz", ".h5ad.gz", ".loom.gz")
+_KINDS = re.compile(r"(\.(csv|tsv|txt|h5|hdf5|h5ad|loom|zarr))?(\.gz)?", re.IGNORECASE)
 _MATRIX = re.compile(r"(?P<stem>.*?)[._-]?(?:matrix)?\.mtx(?:\.gz)?", re.DOTALL)
-_COMPANION = re.compile(r"(?P<stem>.*?)[._-]?(?P<kind>barcodes|features|genes)\.tsv(?:\.gz)?", re.DOTALL)
+_COMPANION = re.compile(
+    r"(?P<stem>.*?)[._-]?(?P<kind>barcodes|features|genes)\.(tsv|txt)(?:\.gz)?", re.DOTALL
+)
+_SPLICED = "spliced"
+"""Stem of the matrix that is taken of what STARsolo and velocyto write: molecules without introns, as others count."""
 _PARTIAL = (".tmp", ".part", ".partial", ".crdownload", ".swp", "~")
 REFUSAL_SUFFIX = ".refused.txt"
 """Ending of the note that says why the file beside it was refused."""
@@ -52,23 +60,61 @@ _DOCUMENTS = (
     ".sha256",
 )
 _DOCUMENT_NAMES = re.compile(
-    r"(readme|licen[cs]e|changelog|md5sums?|sha256sums?|checksums?)(\.txt)?", re.IGNORECASE
+    r"(readme|licen[cs]e|changelog|md5sums?|sha256sums?|checksums?|filelist|manifest)(\.txt)?"
+    r"|thumbs\.db|desktop\.ini|icon\r|metrics_summary\.csv|samplesheet\.csv"
+    r"|.*_series_matrix\.txt(\.gz)?|.*\.soft(\.gz)?|.*\.(cloupe|vloupe|bai)|web_summary\..*",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What lies beside counts and holds none: notes, litter of operating systems, what Cell Ranger and GEO add."""
+_FILTERED = (
+    "filtered_feature_bc_matrix",
+    "sample_filtered_feature_bc_matrix",
+    "filtered_gene_bc_matrices",
+    "sample_feature_bc_matrix",
 )
 _NESTED = (
-    "filtered_feature_bc_matrix",
-    "outs/filtered_feature_bc_matrix",
-    "filtered_gene_bc_matrices",
-    "outs/filtered_gene_bc_matrices",
+    *_FILTERED,
+    *(f"outs/{name}" for name in _FILTERED),
+    *(f"count/{name}" for name in _FILTERED),
+    *(f"{outs}per_sample_outs/*/count/{name}" for outs in ("", "outs/") for name in _FILTERED),
     "filtered",
-    "Gene/filtered",
-    "GeneFull/filtered",
-    "Solo.out/Gene/filtered",
-    "Solo.out/GeneFull/filtered",
+    *(
+        f"{solo}{kind}/filtered"
+        for solo in ("", "Solo.out/")
+        for kind in ("Gene", "GeneFull", "GeneFull_Ex50pAS", "GeneFull_ExonOverIntron", "Velocyto")
+    ),
 )
+"""Where Cell Ranger (count and multi) and STARsolo put their filtered matrices; ``*`` is any one folder."""
+_BESIDE_FILTERED = re.compile(r"raw_(feature|gene)_bc_matri(x|ces)(\.h5)?|molecule_info\.h5|analysis|.*\.bam")
 _MEND_NAME = (
-    "Rename it so that the part before the first dot starts with a letter or digit and holds at most 64 "
+    "Rename it so that what comes before its ending starts with a letter or digit and holds at most 64 "
     "letters, digits, '_' and '-'"
 )
+_UNPACK = (
+    "Unpack it, and put the count files of each sample into the inbox, or into a folder of its own there"
+)
+_OTHER_ENDINGS = {
+    (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".zip", ".7z", ".rar"): ("is an archive", _UNPACK),
+    (".bz2", ".xz", ".zst"): ("is packed in a way that is not read here", "Unpack it, or pack it with gzip"),
+    (".xlsx", ".xls", ".ods"): ("is a workbook", "Export the sheet with the counts as CSV (UTF-8)"),
+    (".rds", ".rda", ".rdata", ".robj"): (
+        "is an object of R, which only R can open",
+        "Export its counts, in R: DropletUtils::write10xCounts('NAME', SeuratObject::LayerData(readRDS('NAME.rds'), "
+        "'counts')), or counts(…) of a SingleCellExperiment",
+    ),
+    (".h5seurat",): (
+        "is a file of SeuratDisk",
+        "Export it as h5ad, in R: SeuratDisk::Convert('NAME.h5seurat', dest = 'h5ad')",
+    ),
+    (".h5mu",): (
+        "is a MuData file of several modalities",
+        "Export the one with the genes, in Python: mudata.read('NAME.h5mu').mod['rna'].write_h5ad('NAME.h5ad')",
+    ),
+    (".bam", ".cram", ".sam", ".fastq", ".fastq.gz", ".fq.gz"): (
+        "has the ending of reads, which are no counts",
+        "Count them with Cell Ranger, STARsolo, kallisto or alevin-fry; convert nothing by hand",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -137,7 +183,9 @@ def is_url(source: str | Path) -> bool:
 
 
 def dataset_name(source: str | Path) -> str:
-    """Name of the dataset at a path or URL: the last part up to its first dot, a triple's prefix.
+    """Name of the dataset at a path or URL: the last part without the endings that tell its kind, dots as ``_``.
+
+    Of a triple it is the prefix.
 
     Raises
     ------
@@ -149,7 +197,19 @@ def dataset_name(source: str | Path) -> str:
     stem = path.name
     if matrix := _MATRIX.fullmatch(path.name):
         stem = matrix["stem"] or path.parent.name
-    return check_name(stem.split(".")[0], source)
+    return check_name(_without_kind(stem), source)
+
+
+def _without_kind(name: str) -> str:
+    """Take off the endings that tell a file's kind, and put ``_`` for dots."""
+    length = next(at for at in range(len(name) + 1) if _KINDS.fullmatch(name, at))
+    return name[: length or None].replace(".", "_")
+
+
+def labels_name(file: str) -> str | None:
+    """Name of the dataset whose labels a file holds; None where it is no labels file."""
+    match = _LABELS.fullmatch(file)
+    return _without_kind(match["stem"]) if match else None
 
 
 def check_name(name: str, file: str | Path) -> str:
@@ -172,19 +232,35 @@ def find_triple(names: Iterable[str], matrix: str, file: str | Path) -> Triple:
     present = set(names)
 
     def companion(*kinds: str) -> str:
+        own = {"": ("",), _SPLICED: ("",)}.get(
+            stem, tuple(f"{stem}{separator}" for separator in ("_", ".", "-", ""))
+        )
         choices = (
-            f"{stem}{separator}{kind}.tsv{ending}"
+            f"{prefix}{kind}.{table}{ending}"
             for kind in kinds
-            for separator in (("_", ".", "-", "") if stem else ("",))
+            for prefix in own
+            for table in ("tsv", "txt")
             for ending in (".gz", "")
         )
         for choice in choices:
             if choice in present:
                 return choice
+        if shared := _shared_companion(present, kinds):
+            return shared
         wanted = " or ".join(f"{stem}{'_' if stem else ''}{kind}.tsv[.gz]" for kind in kinds)
         raise BadInput(file, "", f"{wanted} is missing beside {matrix}", "Put it there")
 
-    return Triple(matrix, companion("barcodes"), companion("features", "genes"))
+    return Triple(matrix, companion("barcodes"), companion("features", "genes.names", "genes"))
+
+
+def _shared_companion(names: set[str], kinds: tuple[str, ...]) -> str | None:
+    """The one features file of a folder with several matrices, where none of them has its own."""
+    if "barcodes" in kinds:
+        return None  # cells are never shared
+    stems = {found["stem"] for name in names if (found := _MATRIX.fullmatch(name))}
+    tables = [found for name in names if (found := _COMPANION.fullmatch(name)) and found["kind"] in kinds]
+    alone = [found.group() for found in tables if found["stem"] not in stems]
+    return alone[0] if len(alone) == 1 and len(tables) == 1 else None
 
 
 def matrix_folder(folder: str | Path, names: Callable[[str], list[str]]) -> tuple[str, Triple]:
@@ -198,28 +274,62 @@ def matrix_folder(folder: str | Path, names: Callable[[str], list[str]]) -> tupl
     BadInput
         When there is no matrix, or more than one.
     """
-    for below in ("", *_NESTED):
-        listed = names(below)
-        matrices = [name for name in listed if _MATRIX.fullmatch(name)]
-        if not matrices and below.endswith("gene_bc_matrices") and len(listed) == 1:
-            below = f"{below}/{listed[0]}"
-            listed = names(below)
-            matrices = [name for name in listed if _MATRIX.fullmatch(name)]
-        if len(matrices) > 1:
+
+    def visible(below: str) -> list[str]:
+        return [name for name in names(below) if not _is_hidden(name)]
+
+    for pattern in ("", *_NESTED):
+        found = []
+        for below in _folders_like(pattern, visible):
+            listed = visible(below)
+            if below.endswith("gene_bc_matrices") and len(listed) == 1:
+                below = f"{below}/{listed[0]}"
+                listed = visible(below)
+            if matrix := _the_matrix(listed, below, folder):
+                found.append((below, find_triple(listed, matrix, folder)))
+        if len(found) > 1:
             raise BadInput(
                 folder,
-                below,
-                f"holds {len(matrices)} matrices ({', '.join(sorted(matrices)[:3])}, …)",
-                "Give each its own folder, or put them into the inbox itself under different prefixes",
+                pattern,
+                f"holds {len(found)} samples ({', '.join(below for below, _ in found[:3])}, …)",
+                "Put each sample's folder into the inbox by itself",
             )
-        if matrices:
-            return below, find_triple(listed, matrices[0], folder)
+        if found:
+            return found[0]
     raise BadInput(
         folder,
         "",
         "holds no matrix.mtx[.gz] and is no Zarr store",
         "Put a 10x or STARsolo matrix folder there",
     )
+
+
+def _folders_like(pattern: str, names: Callable[[str], list[str]], above: str = "") -> Iterator[str]:
+    """Folders whose path fits a pattern, in which ``*`` is any one folder."""
+    head, _, rest = pattern.partition("/")
+    for name in names(above) if head == "*" else [head]:
+        below = f"{above}/{name}" if above else name
+        if rest:
+            yield from _folders_like(rest, names, below)
+        else:
+            yield below
+
+
+def _the_matrix(listed: list[str], below: str, folder: str | Path) -> str | None:
+    """The matrix of a folder: what is called so by its programme, whatever lies beside it."""
+    matrices = sorted(name for name in listed if _MATRIX.fullmatch(name))
+    for usual in ("matrix.mtx.gz", "matrix.mtx", f"{_SPLICED}.mtx.gz", f"{_SPLICED}.mtx"):
+        if usual in matrices:
+            return usual
+    stems = {name.removesuffix(".gz") for name in matrices}
+    if len(stems) > 1:
+        raise BadInput(
+            folder,
+            below,
+            f"holds {len(stems)} matrices ({', '.join(matrices[:3])}, …)",
+            "Give each its own folder, or put them into the inbox itself under different prefixes",
+        )
+    return matrices[-1] if matrices else None
 
 
 def list_datasets(inbox: str | Path) -> Inbox:
@@ -243,8 +353,9 @@ def list_datasets(inbox: str | Path) -> Inbox:
         When the inbox itself cannot be listed.
     """
     entries = _list_remote(str(inbox)) if is_url(inbox) else _list_local(inbox)
-    entries = [entry for entry in entries if not _is_passed_over(entry.name)]
+    entries = _without_repeats([entry for entry in entries if not _is_passed_over(entry.name)])
     names = {entry.name: entry for entry in entries}
+    labels = {name: entry for entry in entries if (name := labels_name(entry.name)) and not entry.is_folder}
     refused: list[BadInput] = []
     found: dict[str, list[tuple[str, list[_Entry]]]] = {}
     for path, parts in _group(entries, names, refused):
@@ -257,18 +368,44 @@ def list_datasets(inbox: str | Path) -> Inbox:
         if len(sources) > 1:
             others = ", ".join(sorted(PurePosixPath(Path(path).as_posix()).name for path, _ in sources))
             refused.append(
-                BadInput(sources[0][0], "name", f"{name!r} has several sources: {others}", "Keep one of them")
+                BadInput(
+                    sources[0][0],
+                    "name",
+                    f"{name!r} has several sources: {others}",
+                    "If they are the same sample keep one of them, else rename them",
+                )
             )
             continue
-        datasets.append(_dataset(name, *sources[0], labels=names.get(name + LABELS_SUFFIX)))
-    refused.extend(_orphaned_labels(entries, found))
+        datasets.append(_dataset(name, *sources[0], labels=labels.get(name)))
+    refused.extend(
+        BadInput(
+            entry.path, "name", "there is no dataset of this name to label", "Add the dataset or rename it"
+        )
+        for name, entry in labels.items()
+        if name not in found
+    )
     return Inbox(datasets, refused)
 
 
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_", "~"))
+
+
 def _is_passed_over(name: str) -> bool:
-    lowered = name.lower()
-    hidden = name.startswith((".", "_", "~"))
-    return hidden or lowered.endswith(_PARTIAL + _DOCUMENTS) or bool(_DOCUMENT_NAMES.fullmatch(name))
+    named = name.lower().endswith(_PARTIAL + _DOCUMENTS) or bool(_DOCUMENT_NAMES.fullmatch(name))
+    return _is_hidden(name) or named
+
+
+def _without_repeats(entries: list[_Entry]) -> list[_Entry]:
+    """Leave out what Cell Ranger writes besides its filtered matrix: the raw one, and the same in another form."""
+    names = {entry.name for entry in entries}
+    filtered = names & {name + ending for name in _FILTERED for ending in ("", ".h5")}
+    repeated = {f"{name}.h5" for name in _FILTERED if name in names}
+    return [
+        entry
+        for entry in entries
+        if not (filtered and _BESIDE_FILTERED.fullmatch(entry.name)) and entry.name not in repeated
+    ]
 
 
 def _group(
@@ -286,24 +423,51 @@ def _group(
                 triple = find_triple(names, entry.name, entry.path)
                 taken.update(triple)
                 yield entry.path, [names[name] for name in triple]
-            elif _COMPANION.fullmatch(entry.name):
+            elif _is_companion(entry.name, names):
                 companions.append(entry)
-            elif lowered.endswith(_TABLES + _STORES) and not entry.name.endswith(LABELS_SUFFIX):
+            elif labels_name(entry.name):
+                continue
+            elif lowered.endswith(_TABLES + _STORES):
                 yield entry.path, [entry]
-            elif not entry.name.endswith(LABELS_SUFFIX):
-                raise BadInput(
-                    entry.path,
-                    "name",
-                    "its ending is none of a known count file",
-                    "Known are .csv .tsv .txt (also .gz), .mtx[.gz] triples, .h5, .h5ad, .loom and Zarr "
-                    "folders; convert it, or take it out of the inbox",
-                )
+            else:
+                raise _of_unknown_kind(entry)
         except BadInput as error:
             refused.append(error)
     refused.extend(
         BadInput(entry.path, "", "the Matrix Market file that it belongs to is missing", "Put it beside")
         for entry in companions
-        if entry.name not in taken
+        if entry.name not in taken and not _has_matrix(entry.name, names)
+    )
+
+
+def _is_companion(name: str, names: Iterable[str]) -> bool:
+    """Whether a file holds the names of a matrix; tables of text (.txt) may as well be counts of their own."""
+    match = _COMPANION.fullmatch(name)
+    if match is None:
+        return name.endswith((".genes.names.txt", ".barcodes.prefix.txt"))
+    if match[3] == "tsv":
+        return True
+    return _has_matrix(name, names)
+
+
+def _has_matrix(name: str, names: Iterable[str]) -> bool:
+    """Whether the matrix is there that a table of names belongs to."""
+    match = _COMPANION.fullmatch(name)
+    stem = match["stem"] if match else name.partition(".")[0]
+    return any((found := _MATRIX.fullmatch(other)) and found["stem"] == stem for other in names)
+
+
+def _of_unknown_kind(entry: _Entry) -> BadInput:
+    lowered = entry.name.lower()
+    for endings, (what, mend) in _OTHER_ENDINGS.items():
+        if lowered.endswith(endings):
+            return BadInput(entry.path, "name", what, f"{mend}, or take it out of the inbox")
+    return BadInput(
+        entry.path,
+        "name",
+        "its ending is none of a known count file",
+        "Known are .csv .tsv .txt (also .gz), .mtx[.gz] triples, .h5, .h5ad, .loom and Zarr folders; convert it, "
+        "or take it out of the inbox",
     )
 
 
@@ -345,17 +509,6 @@ def _dataset(name: str, path: str, parts: list[_Entry], labels: _Entry | None) -
         modified=max((part.modified for part in everything), default=0.0),
         identity=digest.hexdigest(),
     )
-
-
-def _orphaned_labels(entries: list[_Entry], found: Iterable[str]) -> list[BadInput]:
-    known = set(found)
-    return [
-        BadInput(
-            entry.path, "name", "there is no dataset of this name to label", "Add the dataset or rename it"
-        )
-        for entry in entries
-        if entry.name.endswith(LABELS_SUFFIX) and entry.name.removesuffix(LABELS_SUFFIX) not in known
-    ]
 
 
 def _list_local(folder: str | Path) -> list[_Entry]:

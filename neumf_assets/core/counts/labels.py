@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,26 @@ import pandas as pd
 import polars as pl
 
 from neumf_assets.core.counts.readers.matrix import Names
+from neumf_assets.core.counts.readers.text import line_blocks
 from neumf_assets.core.errors import BadInput
 
 CELL = "cell"
-UNLABELLED = ("NA", "")
+CELL_NAMES = (
+    "cell",
+    "cells",
+    "cell_id",
+    "cellid",
+    "cell_barcode",
+    "barcode",
+    "barcodes",
+    "index",
+    "unnamed: 0",
+    "",
+)
+"""What the first column of a labels file may be called, in any case."""
 _MOST_VALUES = 0.5
+_RESERVED = ("_index", "index")
+_logger = logging.getLogger(__name__)
 _FEW = 50
 
 
@@ -30,22 +46,25 @@ def read_labels(path: Path, given: str) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        All columns as text; ``NA`` and empty fields are null.
+        All columns as text.
 
     Raises
     ------
     BadInput
         When it is no such table, or names a cell twice or not at all.
     """
-    if path.stat().st_size == 0:
-        raise BadInput(given, "", "the file is empty", "Copy or export it again")
     try:
-        table = pl.read_csv(path, infer_schema=False, null_values=list(UNLABELLED), encoding="utf8")
+        content = b"".join(line_blocks(path, given))
+        separator = max(",;\t", key=content.partition(b"\n")[0].decode("utf-8", "replace").count)
+        table = pl.read_csv(content, infer_schema=False, separator=separator, encoding="utf8")
+    except BadInput:
+        raise
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise BadInput(
             given, "", f"cannot be read as CSV ({reason})", "Export it again as CSV (UTF-8)"
         ) from error
+    table = table.rename({name: CELL for name in table.columns[:1] if name.strip().lower() in CELL_NAMES})
     if CELL not in table.columns or table.width < 2:
         raise BadInput(
             given,
@@ -73,6 +92,7 @@ def cell_labels(
     obs: pd.DataFrame | None,
     labels: pl.DataFrame | None,
     wanted: tuple[str, ...] | None,
+    unlabelled: tuple[str, ...],
     file: str,
     labels_file: str,
 ) -> pd.DataFrame:
@@ -89,6 +109,8 @@ def cell_labels(
     wanted
         Columns to keep. None keeps every column of ``labels`` and every text, categorical or yes/no column of
         ``obs``, except those that tell nearly every cell apart (identifiers).
+    unlabelled
+        Values, in any case, that say that a cell has no label; an empty field always does.
     file, labels_file
         For messages.
 
@@ -106,12 +128,12 @@ def cell_labels(
     if obs is not None:
         for name in obs.columns:
             if str(name) in wanted if wanted is not None else _is_label(obs[name]):
-                columns[str(name)] = _categorical(obs[name])
+                columns[str(name)] = _categorical(obs[name], unlabelled)
     if labels is not None:
         placed = _in_order(cells, labels, labels_file)
         for name in labels.columns:
             if name != CELL and (wanted is None or name in wanted):
-                columns[name] = pd.Categorical(placed[name].to_list())
+                columns[name] = _categorical(pd.Series(placed[name].to_list(), dtype=object), unlabelled)
     missing = [name for name in wanted or () if name not in columns]
     if missing:
         there = [
@@ -124,7 +146,27 @@ def cell_labels(
             f"there is no label column {missing[0]!r} (there are: {', '.join(map(str, there)) or 'none'})",
             "Correct label_columns in the settings, or add the column",
         )
-    return pd.DataFrame(columns, index=pd.Index(cells, dtype=object))
+    return pd.DataFrame(_storable(columns, labels_file or file), index=pd.Index(cells, dtype=object))
+
+
+def _storable(columns: dict[str, pd.Categorical], file: str) -> dict[str, pd.Categorical]:
+    """Give columns names that files of HDF5 can hold, and say which were changed."""
+    named: dict[str, pd.Categorical] = {}
+    for name, values in columns.items():
+        new = name.replace("/", "_").strip() or "label"
+        new = f"label{new}" if new in _RESERVED else new
+        while new in named:
+            new += "_"
+        if new != name:
+            _logger.warning(
+                "%s: the label column %r is called %r from here on: files cannot hold a slash in names, "
+                "nor names that are empty or their own",
+                file,
+                name,
+                new,
+            )
+        named[new] = values
+    return named
 
 
 def _in_order(cells: Names, labels: pl.DataFrame, file: str) -> pl.DataFrame:
@@ -152,8 +194,9 @@ def _is_label(column: pd.Series) -> bool:
     return bool(column.nunique() <= max(_FEW, _MOST_VALUES * len(column)))
 
 
-def _categorical(column: pd.Series) -> pd.Categorical:
+def _categorical(column: pd.Series, unlabelled: tuple[str, ...]) -> pd.Categorical:
     missing = column.isna().to_numpy()
     text = column.astype(object).where(~missing, "").astype(str).to_numpy(dtype=object)
-    text[missing | np.isin(text.astype(str), UNLABELLED)] = None
+    lowered = np.char.strip(np.char.lower(text.astype(str)))
+    text[missing | np.isin(lowered, ["", *(value.lower() for value in unlabelled)])] = None
     return pd.Categorical(text)

@@ -38,6 +38,10 @@ class ReadSettings(Settings):
         description="Label columns to keep. Empty keeps every column of the labels file and every text, "
         "categorical or yes/no column of obs.",
     )
+    unlabelled: tuple[str, ...] = Field(
+        default=("NA", "N/A", "nan", "None", "null", "unknown", "unassigned"),
+        description="Labels, in any case, that say that a cell has none; an empty field always does.",
+    )
     sha256: dict[str, str] = Field(
         default_factory=dict,
         description="Expected SHA-256 by dataset name, checked before the file is parsed. Empty by default: "

@@ -14,6 +14,8 @@ from neumf_assets.core.errors import BadInput
 
 _LARGEST = np.iinfo(np.int32).max
 _SAME_TOTAL = 1e-3
+_NOISE = 1e-6
+"""Rounding of float32, about ten times over, relative to the value."""
 HINT = "whole_numbers_in"
 """Note of a reader: which other matrix of the file holds whole numbers."""
 
@@ -49,6 +51,7 @@ def validated(raw: RawMatrix, file: str, settings: ReadSettings) -> ad.AnnData:
     check_names_of(raw.cells, raw.genes, file)
     X = _tidy(raw.X)
     _refuse_entries(X, raw, file)
+    _round_noise(X)
     if _is_whole(X.data):
         _refuse_large(X, raw, file)
         X.data = X.data.astype(np.int32, copy=False)
@@ -140,7 +143,8 @@ def _refuse_entries(X: sparse.csr_matrix, raw: RawMatrix, file: str) -> None:
             file,
             _where(X, at, raw),
             f"the entry {value:g} {kind}" if np.isfinite(value) else f"the entry {kind}",
-            "Counts are whole numbers from 0 up: export the raw counts, and put 0 where nothing was seen",
+            _layer_hint(raw)
+            or "Counts are whole numbers from 0 up: export the raw counts, and put 0 where nothing was seen",
         )
 
 
@@ -150,8 +154,8 @@ def _refuse_large(X: sparse.csr_matrix, raw: RawMatrix, file: str) -> None:
         raise BadInput(
             file,
             _where(X, at, raw),
-            f"the entry {X.data[at]:g} is larger than {_LARGEST}",
-            "This is no count",
+            f"the entry {X.data[at]:.0f} is larger than {_LARGEST}, the largest that can be stored",
+            "This is no count: export the raw counts",
         )
 
 
@@ -179,14 +183,27 @@ def _not_counts(X: sparse.csr_matrix, raw: RawMatrix, file: str) -> BadInput:
         kind = f"the values are log-normalised (every cell adds up to {log_total:g} after expm1)"
     else:
         kind = f"{fractional.mean():.1%} of the values are no whole numbers"
-    hint = str(raw.notes.get(HINT, ""))
     return BadInput(
         file,
         _where(X, at, raw),
-        f"the entry is {X.data[at]:g}: {kind}",
-        (f"Set layer: {hint}, which holds whole numbers" if hint else "Give the raw counts")
-        + ", or set allow_normalised: true",
+        f"the entry is {X.data[at]:.9g}: {kind}",
+        (_layer_hint(raw) or "Give the raw counts") + ", or set allow_normalised: true",
     )
+
+
+def _layer_hint(raw: RawMatrix) -> str:
+    """The mend where another matrix of the file holds whole numbers."""
+    hint = str(raw.notes.get(HINT, ""))
+    return f"Set layer: {hint}, which holds whole numbers" if hint else ""
+
+
+def _round_noise(X: sparse.csr_matrix) -> None:
+    """Take values that differ from whole numbers by rounding for these numbers, where all values do."""
+    if X.dtype.kind != "f":
+        return
+    rounded = np.rint(X.data)
+    if (np.abs(X.data - rounded) <= _NOISE * np.maximum(rounded, 1)).all():
+        X.data = rounded
 
 
 def _common_total(X: sparse.csr_matrix) -> float:

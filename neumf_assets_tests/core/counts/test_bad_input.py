@@ -100,7 +100,6 @@ def test_other_formats_under_the_name_of_a_table(tmp_path: Path) -> None:
     for content, said in (
         (b"PK\x03\x04rest of a workbook", "Excel"),
         (b"BZh91AY", "bzip2"),
-        ("﻿,c1\ng1,1\n".encode("utf-16"), "UTF-16"),
     ):
         refused(table(tmp_path, content), said, "Save it as text")
     refused(table(tmp_path, b"not hdf5 at all", "ctrl.h5ad"), "is not an HDF5 file")
@@ -178,7 +177,7 @@ def test_entries_of_a_matrix_market_file(body: str, said: str, tmp_path: Path) -
 
 
 def test_too_large_for_a_count(tmp_path: Path) -> None:
-    refused(table(tmp_path, ",c1\ng1,3000000000\n"), "3e+09 is larger than 2147483647")
+    refused(table(tmp_path, ",c1\ng1,3000000000\n"), "3000000000 is larger than 2147483647")
 
 
 # --- shapes and names ---
@@ -248,7 +247,8 @@ def test_missing_part_of_a_matrix_folder(tmp_path: Path) -> None:
 
 def test_two_matrices_in_one_folder(tmp_path: Path) -> None:
     folder = files.tenx_v3_folder(tmp_path, SMALL)
-    shutil.copy(folder / "matrix.mtx.gz", folder / "other_matrix.mtx.gz")
+    shutil.copy(folder / "matrix.mtx.gz", folder / "some.mtx.gz")
+    (folder / "matrix.mtx.gz").rename(folder / "other.mtx.gz")
     refused(folder, "holds 2 matrices", "its own folder")
 
 

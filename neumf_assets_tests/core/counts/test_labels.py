@@ -57,7 +57,7 @@ def test_without_labels_there_are_no_columns(tmp_path: Path) -> None:
             "line 3: the matrix lacks the cell 'other-1' and 1 others",
         ),
         (f"cell,type\n{CELLS[0]},T\n{CELLS[0]},B\n", f"line 2: the cell {CELLS[0]!r} occurs twice"),
-        ("barcode,type\nx,T\n", "line 1: the columns are 'barcode', 'type'"),
+        ("sample,type\nx,T\n", "line 1: the columns are 'sample', 'type'"),
         (f"cell\n{CELLS[0]}\n", "add at least one label column"),
         (f"cell,type\n{CELLS[0]},T\n,B\n", "line 3: the cell has no name"),
         (f"cell,type\n{CELLS[0]},T,more,fields\n", "cannot be read as CSV"),
@@ -114,3 +114,34 @@ def test_the_labels_file_counts_before_obs(tmp_path: Path) -> None:
     path = annotated_file(tmp_path)
     (tmp_path / "ctrl.labels.csv").write_text(f"cell,type\n{CELLS[3]},NK\n")
     assert values(read_counts(path).obs["type"]) == [None, None, None, "NK"]
+
+
+@pytest.mark.parametrize("header", ["cell", "Barcode", "", "Unnamed: 0", "cell_id"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_labels_in_every_way_that_tables_are_written(
+    header: str, encoding: str, separator: str, tmp_path: Path
+) -> None:
+    path = files.csv_genes_by_cells(tmp_path, SMALL)
+    rows = [f'"{header}"', '"type"'], [f'"{CELLS[0]}"', '"T größe"'], [f'"{CELLS[1]}"', '"B"']
+    text = "".join(separator.join(row) + "\r\n" for row in rows)
+    (tmp_path / "ctrl.labels.csv").write_bytes(text.encode(encoding))
+    assert read_counts(path).obs["type"].dropna().to_dict() == {CELLS[0]: "T größe", CELLS[1]: "B"}
+
+
+@pytest.mark.parametrize("value", ["NA", "n/a", "NaN", "None", "null", "Unknown", "unassigned", " "])
+def test_words_for_no_label_are_none(value: str, tmp_path: Path) -> None:
+    path = labelled(tmp_path, f"cell,type\n{CELLS[0]},{value}\n{CELLS[1]},B\n")
+    assert read_counts(path).obs["type"].dropna().to_dict() == {CELLS[1]: "B"}
+    kept = read_counts(path, ReadSettings(unlabelled=()))
+    assert kept.obs["type"].notna().sum() == (1 if value == " " else 2)
+
+
+def test_names_of_label_columns_that_files_cannot_hold_are_changed_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = labelled(tmp_path, f"cell,G2/M,_index,G2_M\n{CELLS[0]},a,b,c\n")
+    read = read_counts(path)
+    assert read.obs.iloc[0].to_dict() == {"G2_M": "a", "label_index": "b", "G2_M_": "c"}
+    read.write_h5ad(tmp_path / "out.h5ad")
+    assert "the label column 'G2/M' is called 'G2_M' from here on" in caplog.text

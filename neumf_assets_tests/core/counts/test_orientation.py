@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neumf_assets.core.counts.readers.orientation import decide
+from neumf_assets.core.counts.readers.contents.orientation import decide
 
 BARCODES = ["ctrlTCAGCGCTGGTCAT-1", "AAACATACCAGAAA-1", "GGGTTTAACCCATG"]
 GENES = ["RP11.206L10.2", "FOO1", "GAPDH", "BAR2"]

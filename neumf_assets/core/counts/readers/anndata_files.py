@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from neumf_assets.core.counts.readers.contents.names import symbols_and_accessions
 from neumf_assets.core.counts.readers.hdf5 import AGAIN
 from neumf_assets.core.counts.readers.matrix import (
+    Names,
     RawMatrix,
     check_names,
     dense_to_csr,
@@ -69,14 +71,15 @@ def described(store: Any, given: str, layer: str | None, *, format_name: str = "
     notes: dict[str, str | int | float] = {"orientation": "cells_by_genes", "layer": layer or "X"}
     if whole := _whole_numbers_elsewhere(store, place):
         notes["whole_numbers_in"] = whole
-    identifiers = [name for name in ("gene_ids", "gene_id", "ensembl_id") if name in var.columns]
-    names = _gene_names(var)
+    names, accessions = _gene_names(var)
+    types = next((var[name] for name in ("feature_types", "feature_type") if name in var.columns), None)
     return place, RawMatrix(
         X=sparse.csr_matrix((len(obs), len(var)), dtype=np.int32),
         cells=check_names(obs.index.astype(str), len(obs), "cells", given),
         genes=check_names(names, len(var), "genes", given),
         format=format_name,
-        gene_ids=var[identifiers[0]].astype(str).to_numpy(dtype=object) if identifiers else None,
+        gene_ids=accessions,
+        feature_types=None if types is None else _texts(types),
         obs=obs,
         notes=notes,
     )
@@ -136,17 +139,48 @@ def _places(store: Any, given: str, layer: str | None) -> tuple[str, str]:
 
 
 def _frame(store: Any, place: str, given: str) -> pd.DataFrame:
-    frame = ad.io.read_elem(store[place])
+    element = store[place]
+    if getattr(element, "dtype", None) is not None and element.dtype.names:
+        return _former_frame(store, element, place)
+    frame = ad.io.read_elem(element)
     if not isinstance(frame, pd.DataFrame):
-        raise BadInput(
-            given, place, "is not a table as anndata 0.7 and later write it", "Open and write it with anndata"
-        )
+        raise BadInput(given, place, "is not a table as anndata writes it", "Open and write it with anndata")
     return frame
 
 
-def _gene_names(var: pd.DataFrame) -> Any:
-    """Return the names before anndata or an earlier reading made them unique, where the file kept them."""
-    return (var["original_name"] if "original_name" in var.columns else var.index).astype(str)
+def _former_frame(store: Any, element: Any, place: str) -> pd.DataFrame:
+    """Read a table as anndata before 0.7 wrote it: one array of records, categories beside it in ``uns``."""
+    records = element[...]
+    columns: dict[str, Any] = {}
+    for name in records.dtype.names:
+        values = records[name]
+        if values.dtype.kind == "S":
+            values = np.char.decode(values, "utf-8").astype(object)
+        categories = f"uns/{name}_categories"
+        if place.endswith("obs") and categories in store and values.dtype.kind in "iu":
+            levels = np.char.decode(np.asarray(store[categories][...], dtype="S"), "utf-8").astype(object)
+            values = pd.Categorical.from_codes(values, pd.Index(levels).astype(str))
+        columns[name] = values
+    index = next((name for name in ("index", "_index") if name in columns), records.dtype.names[0])
+    names = pd.Index(np.asarray(columns.pop(index), dtype=object))
+    return pd.DataFrame(columns, index=names)
+
+
+def _gene_names(var: pd.DataFrame) -> tuple[Names, Names | None]:
+    """Names and accessions; the names from before anndata or an earlier reading made them unique come first."""
+    columns = {str(name): _texts(var[name]) for name in var.columns if _is_text(var[name])}
+    if "original_name" in columns:
+        return columns["original_name"], columns.get("gene_ids")
+    return symbols_and_accessions(var.index.astype(str).to_numpy(dtype=object), columns)
+
+
+def _is_text(column: pd.Series) -> bool:
+    kind = column.cat.categories.dtype if isinstance(column.dtype, pd.CategoricalDtype) else column.dtype
+    return kind is np.dtype(object) or bool(pd.api.types.is_string_dtype(kind))
+
+
+def _texts(column: pd.Series) -> Names:
+    return column.astype(object).where(column.notna().to_numpy(), "").astype(str).to_numpy(dtype=object)
 
 
 def _matrix(element: Any, given: str, place: str) -> sparse.csr_matrix:

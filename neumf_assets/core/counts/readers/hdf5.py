@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from neumf_assets.core.counts.readers.market import keep_gene_expression
+from neumf_assets.core.counts.readers.contents.names import symbols_and_accessions
 from neumf_assets.core.counts.readers.matrix import (
     Names,
     RawMatrix,
@@ -26,6 +26,7 @@ from neumf_assets.core.counts.readers.matrix import (
 from neumf_assets.core.counts.readers.probe import trouble
 from neumf_assets.core.errors import BadInput
 
+_CELL_NAMES = ("CellID", "obs_names", "cell_names", "barcode", "Barcode", "barcodes", "cell_id", "cell")
 AGAIN = "Copy or export it again"
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _ALWAYS_FINE = 1 << 25
@@ -113,8 +114,7 @@ def read_tenx_v3(file: h5py.File, given: str, *, entries: bool = True) -> RawMat
     raw.gene_ids = check_names(text(features["id"], given), raw.X.shape[1], "genes", given)
     raw.format = "10x HDF5 v3"
     if "feature_type" in features:
-        types = check_names(text(features["feature_type"], given), raw.X.shape[1], "genes", given)
-        keep_gene_expression(raw, types, given)
+        raw.feature_types = check_names(text(features["feature_type"], given), raw.X.shape[1], "genes", given)
     return raw
 
 
@@ -192,13 +192,8 @@ def read_loom(file: h5py.File, given: str, layer: str | None, *, entries: bool =
         matrix = dense_to_csr(file[place], given, place).T.tocsr()
     else:
         matrix = sparse.csr_matrix(check_dense(file[place], given, place)[::-1], dtype=np.int32)
-    cell_names = _attribute(
-        file["col_attrs"], ("CellID", "obs_names", "cell_names", "barcode", "Barcode"), given
-    )
-    gene_names = _attribute(
-        file["row_attrs"], ("Gene", "var_names", "gene_names", "Symbol", "Accession"), given
-    )
-    accession = file["row_attrs"].get("Accession")
+    cell_names = _cell_names(file["col_attrs"], given)
+    gene_names, accessions = _gene_names(file["row_attrs"], given)
     columns = {
         name: text(values, given)
         for name, values in file["col_attrs"].items()
@@ -210,9 +205,7 @@ def read_loom(file: h5py.File, given: str, layer: str | None, *, entries: bool =
         genes=check_names(gene_names, matrix.shape[1], "genes", given),
         format="loom",
         rows="genes",
-        gene_ids=None
-        if accession is None
-        else check_names(text(accession, given), matrix.shape[1], "genes", given),
+        gene_ids=None if accessions is None else check_names(accessions, matrix.shape[1], "genes", given),
         obs=pd.DataFrame(columns),
         notes={"orientation": "genes_by_cells", "layer": layer or "matrix"},
     )
@@ -264,13 +257,36 @@ def _tenx_matrix(group: h5py.Group, given: str, entries: bool) -> RawMatrix:
     )
 
 
-def _attribute(group: Any, names: tuple[str, ...], given: str) -> Names:
-    for name in names:
+def _cell_names(group: Any, given: str) -> Names:
+    """Names of cells; numbers may be names too."""
+    for name in _CELL_NAMES:
         if name in group:
-            return text(group[name], given)
-    raise BadInput(
+            values = group[name]
+            return (
+                text(values, given)
+                if _is_text(values)
+                else np.asarray(values[...]).astype(str).astype(object)
+            )
+    raise _nameless(group, given, _CELL_NAMES)
+
+
+def _gene_names(group: Any, given: str) -> tuple[Names, Names | None]:
+    """Symbols of genes, and their accessions where there are any."""
+    columns = {
+        name: text(values, given)
+        for name, values in group.items()
+        if isinstance(values, h5py.Dataset) and values.ndim == 1 and _is_text(values)
+    }
+    try:
+        return symbols_and_accessions(columns.pop("Gene", None), columns)
+    except LookupError:
+        raise _nameless(group, given, ("Gene", "Accession", "gene_name", "gene_id")) from None
+
+
+def _nameless(group: Any, given: str, wanted: tuple[str, ...]) -> BadInput:
+    return BadInput(
         given,
         str(group.name),
-        f"holds none of {', '.join(names)}",
-        f"Add the names as {names[0]!r} and write it again",
+        f"holds no names, as {', '.join(wanted)}",
+        f"Add the names as {wanted[0]!r} and write it again",
     )

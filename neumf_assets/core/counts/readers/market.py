@@ -31,8 +31,15 @@ from neumf_assets.core.counts.readers.text import (
 from neumf_assets.core.counts.settings import Orientation
 from neumf_assets.core.errors import BadInput
 
-GENE_EXPRESSION = "Gene Expression"
 _AGAIN = "Copy or export it again"
+# fmt: off
+_HEADERS = {
+    "", "x", "v1", "v2", "v3", "id", "name", "names", "gene", "genes", "gene_id", "gene_ids", "gene_name", "gene_names",
+    "gene_symbol", "symbol", "feature", "features", "feature_type", "feature_types", "ensembl", "ensembl_id",
+    "barcode", "barcodes", "cell", "cells", "cell_id", "index", "type",
+}
+# fmt: on
+"""How columns of tables of names may be called, where these have a header."""
 _ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float64)])
 _SPACE = ord(" ")
 _MOST_DIGITS = 19
@@ -67,7 +74,7 @@ def read_market(root: Path, triple: Triple, given: str, orientation: Orientation
     Returns
     -------
     RawMatrix
-        Only features of type ``Gene Expression`` where the features have types.
+        With the features' types, where they have some.
 
     Raises
     ------
@@ -124,16 +131,7 @@ def read_market_in_parts(
     for block in entries:
         spill(block, genes_first, block_cells, folder)
     whole = tables.raw(sparse.csr_matrix((n_cells, n_genes), dtype=np.float64), genes_first)
-    kept = kept_features(whole, tables.types)
-    parts = spilled(folder, (n_cells, n_genes), block_cells)
-    return whole, ((start, stop, X[:, kept]) for start, stop, X in parts)
-
-
-def kept_features(whole: RawMatrix, types: Names | None) -> NDArray[np.bool_] | slice:
-    """Which columns of the file :func:`keep_gene_expression` has left in its description."""
-    if types is None or "features_left_out" not in whole.notes:
-        return slice(None)
-    return np.asarray(types == GENE_EXPRESSION)
+    return whole, spilled(folder, (n_cells, n_genes), block_cells)
 
 
 def spilled(
@@ -167,15 +165,22 @@ class _Tables:
 
     def __init__(self, root: Path, triple: Triple, given: str) -> None:
         self._given, self.matrix_file = given, _file(given, triple.matrix)
-        self._cells = _lines(root / triple.barcodes, _file(given, triple.barcodes))[0]
+        self._barcodes = _lines(root / triple.barcodes, _file(given, triple.barcodes))
         self._features = _lines(root / triple.features, _file(given, triple.features))
+        self._settle()
+
+    def _settle(self) -> None:
+        self._cells = self._barcodes[0]
         self._names = self._features[min(1, len(self._features) - 1)]
         self.types: Names | None = None
         if len(self._features) > 2:
             self.types = np.asarray(self._features[2].to_list(), dtype=object)
 
     def genes_first(self, shape: tuple[int, int], orientation: Orientation) -> bool:
-        """Tell whether the rows are genes."""
+        """Tell whether the rows are genes; headers of tables are read past, where the matrix has no room for them."""
+        if len(self._names) + len(self._cells) > sum(shape):
+            self._features, self._barcodes = _without_header(self._features), _without_header(self._barcodes)
+            self._settle()
         return _genes_first(shape, len(self._names), len(self._cells), orientation, self.matrix_file)
 
     def raw(self, by_cell: sparse.csr_matrix, genes_first: bool) -> RawMatrix:
@@ -188,35 +193,10 @@ class _Tables:
             format="Matrix Market",
             rows="genes" if genes_first else "cells",
             gene_ids=accessions if len(self._features) > 1 else None,
+            feature_types=self.types,
             notes={"orientation": "genes_by_cells" if genes_first else "cells_by_genes"},
         )
-        if self.types is not None:
-            keep_gene_expression(raw, self.types, self._given)
         return raw
-
-
-def keep_gene_expression(raw: RawMatrix, types: Names, file: str) -> None:
-    """Drop features of other types (antibodies, guides, peaks), and note how many.
-
-    Raises
-    ------
-    BadInput
-        When there are types but none is gene expression.
-    """
-    kept = types == GENE_EXPRESSION
-    if kept.all() or not (pl.Series(types, dtype=pl.String).fill_null("") != "").any():
-        return
-    if not kept.any():
-        raise BadInput(
-            file,
-            "features",
-            f"none is of the type {GENE_EXPRESSION!r} (but {types[0]!r})",
-            "Give the genes' matrix",
-        )
-    raw.notes["features_left_out"] = int((~kept).sum())
-    raw.X = raw.X[:, kept]
-    raw.genes = raw.genes[kept]
-    raw.gene_ids = raw.gene_ids[kept] if raw.gene_ids is not None else None
 
 
 def _file(given: str, name: str) -> str:
@@ -239,7 +219,20 @@ def _lines(path: Path, file: str) -> list[pl.Series]:
     except (pl.exceptions.PolarsError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInput(file, "", f"is no table separated by tabs ({reason})", "Export it again") from error
-    return table.fill_null("").with_columns(pl.all().str.strip_chars_end("\r")).get_columns()
+    plain = table.fill_null("").with_columns(pl.all().str.strip_chars_end("\r"))
+    return [_unquoted(column) for column in plain.get_columns()]
+
+
+def _unquoted(names: pl.Series) -> pl.Series:
+    """Take off the quotes that R puts around all texts of a column."""
+    quoted = names.str.contains(r'^".*"$').all()
+    return names.str.slice(1).str.head(-1) if quoted else names
+
+
+def _without_header(columns: list[pl.Series]) -> list[pl.Series]:
+    """Take off a first line of columns' names, as R writes it."""
+    first = {str(column[0]).lower() for column in columns}
+    return [column[1:] for column in columns] if first <= _HEADERS else columns
 
 
 class _Entries:

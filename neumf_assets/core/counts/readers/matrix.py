@@ -37,6 +37,10 @@ class RawMatrix:
         Rows and columns that come before the first value in the file.
     gene_ids
         Accessions, where the file has them beside the symbols.
+    feature_types
+        What each feature is, where the file tells and others than genes are still among them.
+    gene_positions
+        Place of each gene among the features of the file; None: all are there.
     obs
         Candidates for labels that lie in the file itself.
     notes
@@ -51,16 +55,19 @@ class RawMatrix:
     header_rows: int = 0
     header_columns: int = 0
     gene_ids: Names | None = None
+    feature_types: Names | None = None
+    gene_positions: NDArray[np.intp] | None = None
     obs: pd.DataFrame | None = None
     notes: dict[str, str | int | float] = field(default_factory=dict)
 
     def place(self, cell: int, gene: int) -> str:
         """Name the row and the column of an entry as they are counted in the file, from 1."""
+        file_gene = gene if self.gene_positions is None else int(self.gene_positions[gene])
         named_cell, named_gene = f"cell {self.cells[cell]!r}", f"gene {self.genes[gene]!r}"
         if self.rows == "cells":
-            row, column, in_row, in_column = cell, gene, named_cell, named_gene
+            row, column, in_row, in_column = cell, file_gene, named_cell, named_gene
         else:
-            row, column, in_row, in_column = gene, cell, named_gene, named_cell
+            row, column, in_row, in_column = file_gene, cell, named_gene, named_cell
         row, column = row + 1 + self.header_rows, column + 1 + self.header_columns
         return f"row {row} ({in_row}), column {column} ({in_column})"
 

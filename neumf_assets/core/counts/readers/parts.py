@@ -15,6 +15,8 @@ from scipy import sparse
 from neumf_assets.core import memory
 from neumf_assets.core.counts.discover import Triple
 from neumf_assets.core.counts.readers.anndata_files import described, layout_of, shape_of
+from neumf_assets.core.counts.readers.contents.droplets import Droplets
+from neumf_assets.core.counts.readers.contents.genes import settle_genes
 from neumf_assets.core.counts.readers.delimited import estimated_entries, spill_delimited
 from neumf_assets.core.counts.readers.hdf5 import (
     loom_place,
@@ -23,10 +25,8 @@ from neumf_assets.core.counts.readers.hdf5 import (
     read_tenx_v3,
     tenx_groups,
     tenx_shape,
-    text,
 )
 from neumf_assets.core.counts.readers.market import (
-    kept_features,
     promised_entries,
     read_market_in_parts,
     spill,
@@ -133,8 +133,6 @@ def tenx_parted(file: Any, given: str) -> Parted:
     groups = tenx_groups(file)
     read = read_tenx_v3 if str(groups[0].name) == "/matrix" else read_tenx_v2
     whole = read(file, given, entries=False)
-    types = groups[0].get("features/feature_type")
-    kept = kept_features(whole, None if types is None else text(types, given))
 
     def parts(block_cells: int, folder: Path) -> Iterator[Part]:
         streams = [
@@ -144,7 +142,7 @@ def tenx_parted(file: Any, given: str) -> Parted:
         for found in zip(*streams, strict=True):
             start, stop, first = found[0]
             X = sparse.hstack([own for _, _, own in found], format="csr") if len(found) > 1 else first
-            yield start, stop, X[:, kept]
+            yield start, stop, X
 
     return Parted(whole, sum(map(_entries, groups)), parts)
 
@@ -306,18 +304,21 @@ def _stored(
     folder: Path,
     finish: Finish,
 ) -> Stored:
+    kept = settle_genes(whole, given)
     check_names_of(whole.cells, whole.genes, given)
     obs, provenance = finish(whole)
-    nonzero, total = 0, 0.0
+    nonzero, total, droplets = 0, 0.0, Droplets()
     folder.mkdir(parents=True, exist_ok=True)
     with CountsWriter(folder / FILE) as writer:
         for start, stop, X in parts:
-            part = validated(_cut(whole, X, start, stop), given, settings)
+            part = validated(_cut(whole, X[:, kept], start, stop), given, settings)
             part.obs = obs.iloc[start:stop]
             part.uns["provenance"] = provenance
             writer.add(part)
+            droplets.add(part.X)
             nonzero += part.X.nnz
             total += float(part.X.data.sum(dtype=np.float64))
+    droplets.say(given)
     return Stored((len(whole.cells), len(whole.genes)), nonzero, total, provenance)
 
 
@@ -344,5 +345,6 @@ def _cut(whole: RawMatrix, X: Any, start: int, stop: int) -> RawMatrix:
         header_rows=whole.header_rows + (start if whole.rows == "cells" else 0),
         header_columns=whole.header_columns + (start if whole.rows == "genes" else 0),
         gene_ids=whole.gene_ids,
+        gene_positions=whole.gene_positions,
         notes=whole.notes,
     )

@@ -16,8 +16,11 @@ import polars as pl
 
 from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels
 from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_anndata
+from neumf_assets.core.counts.readers.contents.droplets import Droplets
+from neumf_assets.core.counts.readers.contents.genes import settle_genes
 from neumf_assets.core.counts.readers.delimited import read_delimited
 from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
+from neumf_assets.core.counts.readers.long_table import long_columns, read_long_table
 from neumf_assets.core.counts.readers.market import read_market
 from neumf_assets.core.counts.readers.matrix import Names, RawMatrix
 from neumf_assets.core.counts.readers.parts import (
@@ -128,7 +131,8 @@ def store_counts(
 
         if files.triple and market_too_large(files.path, files.triple, files.given, settings):
             return store_market_in_parts(files.path, files.triple, files.given, settings, folder, finish)
-        if _is_text(files) and text_too_large(files.path, files.given, settings):
+        wide = _is_text(files) and long_columns(files.path, files.given) is None
+        if wide and text_too_large(files.path, files.given, settings):
             labelled = _labelled(table)
             return store_text_in_parts(files.path, files.given, settings, labelled, folder, finish)
         with _parted(files, settings) as parted:
@@ -164,7 +168,11 @@ def _parted_hdf5(file: h5py.File, files: Source, settings: ReadSettings) -> Part
 
 def _whole(files: Source, settings: ReadSettings, table: pl.DataFrame | None) -> ad.AnnData:
     raw = _read(files, settings, table)
+    raw.X = raw.X[:, settle_genes(raw, files.given)]
     adata = validated(raw, files.given, settings)
+    droplets = Droplets()
+    droplets.add(adata.X)
+    droplets.say(files.given)
     adata.obs = _labels_of(files, settings, raw, table)
     adata.uns["provenance"] = _provenance(files, raw)
     return adata
@@ -173,7 +181,15 @@ def _whole(files: Source, settings: ReadSettings, table: pl.DataFrame | None) ->
 def _labels_of(
     files: Source, settings: ReadSettings, raw: RawMatrix, table: pl.DataFrame | None
 ) -> pd.DataFrame:
-    return cell_labels(raw.cells, raw.obs, table, settings.label_columns, files.given, files.labels_given)
+    return cell_labels(
+        raw.cells,
+        raw.obs,
+        table,
+        settings.label_columns,
+        settings.unlabelled,
+        files.given,
+        files.labels_given,
+    )
 
 
 def _provenance(files: Source, raw: RawMatrix) -> dict[str, Any]:
@@ -199,6 +215,8 @@ def _read(files: Source, settings: ReadSettings, labels: pl.DataFrame | None) ->
             return read_anndata(store, files.given, settings.layer, "AnnData-Zarr")
     if _is_hdf5(files.path):
         return _read_hdf5(files, settings)
+    if long := long_columns(files.path, files.given):
+        return read_long_table(files.path, files.given, *long)
     return read_delimited(files.path, files.given, settings.orientation, _labelled(labels))
 
 

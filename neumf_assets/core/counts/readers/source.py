@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,18 +13,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from neumf_assets.core.counts.discover import (
-    LABELS_SUFFIX,
     Triple,
     check_name,
     dataset_name,
     find_triple,
     is_url,
+    labels_name,
     matrix_folder,
 )
 from neumf_assets.core.errors import BadInput
 
 FETCHED = "neumf-"
 """How folders of fetched files begin."""
+_HDF5_MAGIC = b"\x89HDF"
+_ALWAYS_FINE = 1 << 30
+_DENSEST = 1000
+"""No file of counts is packed more tightly by gzip."""
 _ZARR_MARKS = frozenset({".zgroup", "zarr.json", ".zattrs", ".zmetadata"})
 
 
@@ -84,6 +90,9 @@ def fetched(
         files, triple = _files(path, below, str(source))
         digests = {file: _digest(path / file if file else path, str(source)) for file in files}
         digest = _combine(digests)
+        size = sum((path / file if file else path).stat().st_size for file in files)
+        if files == [""]:
+            path = _unpacked(path, Path(scratch) / "unpacked", str(source))
         if name in expected and expected[name] != digest:
             raise BadInput(
                 source,
@@ -92,8 +101,7 @@ def fetched(
                 "Fetch the file again, or correct the digest in the settings if the new file is meant",
             )
         if labels is None and not is_url(source):
-            beside = Path(source).absolute().parent / (name + LABELS_SUFFIX)
-            labels = beside if beside.is_file() else None
+            labels = _labels_beside(Path(source).absolute(), name)
         local_labels = _localise(labels, Path(scratch) / "labels")[0] if labels is not None else None
         yield Source(
             given=str(source),
@@ -101,10 +109,51 @@ def fetched(
             path=path,
             triple=triple,
             sha256=digest,
-            bytes=sum((path / file if file else path).stat().st_size for file in files),
+            bytes=size,
             labels=local_labels,
             labels_given=str(labels) if labels is not None else "",
         )
+
+
+def _labels_beside(source: Path, name: str) -> Path | None:
+    """The labels file that lies beside a local dataset."""
+    found = (path for path in sorted(source.parent.iterdir()) if labels_name(path.name) == name)
+    return next((path for path in found if path.is_file()), None)
+
+
+def _unpacked(path: Path, target: Path, given: str) -> Path:
+    """Unpack an HDF5 file that was gzipped, which its library cannot read; everything else is left as it is.
+
+    Raises
+    ------
+    BadInput
+        When it is damaged, or unpacks to far more than counts can be packed into.
+    """
+    if not _holds_zipped_hdf5(path):
+        return path
+    limit = max(_ALWAYS_FINE, _DENSEST * path.stat().st_size)
+    try:
+        with gzip.open(path) as packed, target.open("wb") as plain:
+            while chunk := packed.read(1 << 20):
+                plain.write(chunk)
+                if plain.tell() > limit:
+                    raise BadInput(given, "", f"unpacks to more than {limit} bytes", "Give the file unpacked")
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(
+            given, "", f"the gzip data are damaged ({error})", "Copy or download it again"
+        ) from error
+    return target
+
+
+def _holds_zipped_hdf5(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return False
+    try:
+        with gzip.open(path) as packed:
+            return packed.read(len(_HDF5_MAGIC)) == _HDF5_MAGIC
+    except (OSError, EOFError, zlib.error):  # whoever reads it says what is damaged
+        return False
 
 
 def _localise(source: str | Path, scratch: Path) -> tuple[Path, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -28,8 +30,6 @@ _OTHER_FORMATS = {
     b"BZh": "compressed with bzip2",
     b"\xfd7zXZ": "compressed with xz",
     b"\x89HDF": "an HDF5 file",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
 }
 
 Bytes = NDArray[np.uint8]
@@ -72,6 +72,34 @@ def _without_line_end(text: bytes) -> bytes:
 
 
 def _chunks(path: Path, given: str) -> Iterator[bytes]:
+    """Yield the text of a file as UTF-8 without a byte-order mark, its lines ended by line feeds."""
+    chunks = _bytes(path, given)
+    first = next(chunks, b"")
+    if first[257:262] == b"ustar":
+        raise BadInput(
+            given, "", "is a tar archive, not text", "Unpack it, and give each count file by itself"
+        )
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield from _from_utf16(chain([first], chunks), given)
+        return
+    first = first.removeprefix(codecs.BOM_UTF8)
+    if b"\r" in first and b"\n" not in first:  # as Macs once ended lines
+        yield from (chunk.replace(b"\r", b"\n") for chunk in chain([first], chunks))
+        return
+    yield from chain([first], chunks)
+
+
+def _from_utf16(chunks: Iterable[bytes], given: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder("utf-16")()
+    try:
+        for chunk in chunks:
+            yield decoder.decode(chunk).encode()
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeError as error:
+        raise BadInput(given, "", "is damaged UTF-16 text", "Save it as CSV (UTF-8)") from error
+
+
+def _bytes(path: Path, given: str) -> Iterator[bytes]:
     """Yield the bytes of a file, unzipped where its content says so."""
     with path.open("rb") as file:
         head = file.read(8)
