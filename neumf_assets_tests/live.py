@@ -27,7 +27,7 @@ from neumf_assets.intake.arrival import Look, look
 from neumf_assets.study.names import job_name, partitions_name
 from neumf_assets.study.settings import StudySettings
 
-CELLS = 12
+CELLS = 24
 
 
 def counts_csv(seed: int = 0) -> str:

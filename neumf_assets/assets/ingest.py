@@ -63,7 +63,7 @@ def counts(step: Step) -> Product:
     The limits are the study's `qc` settings. The figures tell how much was dropped and why; the picture shows
     total counts, detected genes and mitochondrial share of the cells, before and after.
     """
-    from neumf_assets.core.counts.qc import judge
+    from neumf_assets.core.counts.qc import check_size, judge
     from neumf_assets.core.counts.stored import StoredCounts
     from neumf_assets.core.report.image import markdown_image
     from neumf_assets.core.report.plots.quality import CellQC, qc_histograms
@@ -71,6 +71,7 @@ def counts(step: Step) -> Product:
     raw = step.one("raw_counts")
     with StoredCounts(raw.path) as unfiltered:
         verdict = judge(unfiltered, step.study.qc)
+        check_size(unfiltered, verdict.report.cells_after, step.study.qc)
     report = verdict.report
     cells = {
         "all cells": CellQC(report.totals, report.genes_seen, report.mito_share),

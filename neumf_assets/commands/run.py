@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,8 @@ from rich.console import Console
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.stage import Stage
 from neumf_assets.commands.terminal import LiveProgress, make_console, show_results
+from neumf_assets.core.counts.discover import Inbox, list_datasets
+from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.store import Store
 from neumf_assets.dagster_internals import RunFailureReason, runs_of_the_code_location
 from neumf_assets.definitions.studies import find_or_register
@@ -27,7 +30,7 @@ from neumf_assets.running.orphans import alive, fail_dead_runs
 from neumf_assets.running.progress_log import heard, watched_by
 from neumf_assets.study.names import job_name, partitions_name
 from neumf_assets.study.settings import StudySettings
-from neumf_assets.study.sources import find_sources, inbox_of, source_digests
+from neumf_assets.study.sources import find_sources, inbox_of, readable_digests
 
 MAX_RETRIES_TAG = "dagster/max_retries"  # documented with run retries
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -48,6 +51,8 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
     home.prepare()
     os.environ["NEUMF_HOME"] = str(home.root)
     os.environ["DAGSTER_HOME"] = str(home.dagster)
+    if inbox is not None and Path(inbox).is_dir():
+        _check_not_empty(list_datasets(inbox), inbox)  # before there is a study of it
     study = find_or_register(home, name, inbox)
     start = time.perf_counter()
     console.print(f"Study [bold]{study.name}[/bold], inbox {inbox_of(study)}", highlight=False)
@@ -66,6 +71,21 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
     return 1 if outcome.failures else 0
 
 
+def _check_not_empty(found: Inbox, inbox: str) -> None:
+    """Refuse an inbox in which nothing lies that could be a dataset.
+
+    Raises
+    ------
+    BadSettings
+        Saying what was looked for.
+    """
+    if not (found.datasets or found.refused):
+        raise BadSettings(
+            f"There is no dataset in {inbox}: it is empty, or holds nothing but notes and hidden files. Looked for "
+            "tables (.csv, .tsv, .txt), Matrix Market folders, .h5, .h5ad, .loom and Zarr stores; see docs/reading.md."
+        )
+
+
 class _StudyRun:
     def __init__(
         self, study: StudySettings, home: Home, instance: dg.DagsterInstance, progress: LiveProgress
@@ -79,9 +99,12 @@ class _StudyRun:
     def run(self) -> Outcome:
         """Datasets first, each on its own; then what needs all that are healthy."""
         sources = find_sources(self.study)
+        _check_not_empty(sources, inbox_of(self.study))
         for refused in sources.refused:
             self.outcome.failures[str(refused.file)] = str(refused)
-        digests = source_digests(self.study, self.store, sources.datasets)
+        digests, unreadable = readable_digests(self.study, self.store, sources.datasets)
+        for refused in unreadable:
+            self.outcome.failures[str(refused.file)] = str(refused)
         names = partitions_name(self.study.name)
         for dataset in missing(self.study, self.instance.get_dynamic_partitions(names), sources):
             self.instance.delete_dynamic_partition(names, dataset)

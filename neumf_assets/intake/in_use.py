@@ -10,7 +10,7 @@ from neumf_assets.core.errors import BadInput
 from neumf_assets.core.store import Store
 from neumf_assets.intake.quarantine import Quarantine
 from neumf_assets.study.settings import StudySettings
-from neumf_assets.study.sources import source_digests
+from neumf_assets.study.sources import readable_digests
 
 
 def missing(study: StudySettings, known: Iterable[str], inbox: Inbox) -> list[str]:
@@ -49,7 +49,7 @@ def digests_in_use(
     usable = [
         item for item in datasets if item.name in names and not quarantine.holds(item.name, item.identity)
     ]
-    digests = source_digests(study, store, usable)
+    digests, _ = readable_digests(study, store, usable)  # what cannot be read is told by who reads it
     for name in sorted(names - set(digests)):
         artifact = store.find((study.name, "raw_counts", name))
         if artifact is not None:

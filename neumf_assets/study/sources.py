@@ -37,13 +37,22 @@ def find_sources(study: StudySettings) -> Inbox:
     return list_datasets(inbox)
 
 
-def source_digests(study: StudySettings, store: Store, datasets: Sequence[DatasetFile]) -> dict[str, str]:
-    """Content digest of each dataset's source.
+def readable_digests(
+    study: StudySettings, store: Store, datasets: Sequence[DatasetFile]
+) -> tuple[dict[str, str], list[BadInput]]:
+    """Content digest of each dataset's source, and why there is none of those that cannot be read.
 
     A file that looks as it did when it was last read (same size and time) is not read again: its digest is
     in the manifest of ``raw_counts``.
     """
-    return {item.name: _digest(study, store, item) for item in datasets}
+    digests: dict[str, str] = {}
+    refused = []
+    for item in datasets:
+        try:
+            digests[item.name] = _digest(study, store, item)
+        except BadInput as error:
+            refused.append(error)
+    return digests, refused
 
 
 def dataset_digest(item: DatasetFile) -> str:

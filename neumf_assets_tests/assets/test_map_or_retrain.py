@@ -24,7 +24,7 @@ REAL = frozenset({"raw_counts", "counts", "ineumf/model"})
 SETTINGS: dict[str, Any] = {
     "arms": ["ineumf"],
     "read": {"orientation": "cells_by_genes"},
-    "qc": {"min_genes": 1, "min_cells": 1},
+    "qc": {"min_genes": 1, "min_cells": 1, "fewest_cells": 1},
     "ineumf": {"kind": "gmf", "gmf_size": 3, "epochs": 2, "threads": 1},
 }
 

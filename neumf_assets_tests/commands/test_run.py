@@ -343,6 +343,40 @@ def test_wrong_arguments_are_told_in_one_line(
     assert "Traceback" not in told
 
 
+def test_a_link_to_nothing_is_refused_and_the_others_go_on(
+    study: Home, tmp_path: Path, console: Console
+) -> None:
+    (tmp_path / "inbox" / "late.csv").symlink_to(tmp_path / "nowhere.csv")
+    assert run_study("tiny", None, console) == 1
+    shown = " ".join(console.export_text().split())
+    assert "late.csv: does not exist: it is a link whose target is gone" in shown
+    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    assert set(summary["datasets"]) == {"ctrl", "stim"}
+
+
+def test_a_dataset_of_a_few_cells_is_left_out_and_the_others_go_on(
+    study: Home, tmp_path: Path, console: Console
+) -> None:
+    with gzip.open(tmp_path / "inbox" / "ctrl.csv.gz", "rt") as table:
+        few = [",".join(line.rstrip().split(",")[:6]) for line in table]
+    (tmp_path / "inbox" / "few.csv").write_text("\n".join(few) + "\n")
+    assert run_study("tiny", None, console) == 1
+    shown = " ".join(console.export_text().split())
+    assert "few.csv: holds 5 cells that pass quality control (of 5), fewer than 20" in shown
+    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    assert set(summary["datasets"]) == {"ctrl", "stim"}
+
+
+def test_an_empty_inbox_makes_no_study_and_is_told(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "README.md").write_text("nothing yet")
+    assert main(["run", str(tmp_path / "in"), "--study", "void"]) == 2
+    assert "There is no dataset in" in capsys.readouterr().err
+    assert not list((home / "studies").glob("*.yaml"))
+
+
 def test_a_renamed_file_is_not_counted_twice_and_a_kept_one_stays(
     study: Home, tmp_path: Path, console: Console
 ) -> None:

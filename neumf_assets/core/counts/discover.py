@@ -175,6 +175,7 @@ class _Entry:
     modified: float
     fingerprint: Callable[[], str]
     children: Callable[[], list[_Entry]]
+    missing: bool = False
 
 
 def is_url(source: str | Path) -> bool:
@@ -417,6 +418,13 @@ def _group(
     for entry in entries:
         lowered = entry.name.lower()
         try:
+            if entry.missing:
+                raise BadInput(
+                    entry.path,
+                    "",
+                    "does not exist: it is a link whose target is gone",
+                    "Mend the link, or take it out of the inbox",
+                )
             if entry.is_folder:
                 yield entry.path, _folder_parts(entry)
             elif _MATRIX.fullmatch(entry.name):
@@ -529,8 +537,8 @@ def _local_entry(entry: os.DirEntry[str]) -> _Entry:
         stat = entry.stat()
         is_folder = entry.is_dir()
     except OSError:
-        # A link to nothing, or a file taken away meanwhile: reading it will say so.
-        return _Entry(entry.name, entry.path, False, 0, 0.0, lambda: "missing", list)
+        # A link to nothing, or a file taken away meanwhile.
+        return _Entry(entry.name, entry.path, False, 0, 0.0, lambda: "missing", list, missing=True)
     fingerprint = partial(_local_fingerprint, entry.path, stat.st_size, stat.st_mtime_ns)
     children = partial(_list_local, entry.path)
     return _Entry(entry.name, entry.path, is_folder, stat.st_size, stat.st_mtime, fingerprint, children)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from neumf_assets.core.counts.store import FILE, CountsWriter
 from neumf_assets.core.counts.stored import BLOCK_CELLS, StoredCounts
 from neumf_assets.core.errors import BadInput
 
+_GIANT = 0.5
+_logger = logging.getLogger(__name__)
 Mask = NDArray[np.bool_]
 
 
@@ -137,6 +140,7 @@ def judge(counts: ad.AnnData | StoredCounts, settings: QCSettings) -> Verdict:
         nonzero += int(inside.sum())
         total += float(kept.data[inside].sum(dtype=np.float64))
     shape = (int(cells.sum()), int(genes.sum()))
+    _say_giants(counts, totals)
     report = QCReport(
         cells_before=counts.shape[0],
         cells_after=shape[0],
@@ -153,6 +157,43 @@ def judge(counts: ad.AnnData | StoredCounts, settings: QCSettings) -> Verdict:
         mito_genes=mito_genes,
     )
     return Verdict(cells, genes, nonzero, total, report)
+
+
+def check_size(counts: ad.AnnData | StoredCounts, cells: int, settings: QCSettings) -> None:
+    """Refuse a dataset of which too few cells are left for a study.
+
+    Raises
+    ------
+    BadInput
+        Then.
+    """
+    if cells < settings.fewest_cells:
+        raise BadInput(
+            _source(counts),
+            "",
+            f"holds {cells} cells that pass quality control (of {counts.shape[0]}), fewer than "
+            f"{settings.fewest_cells}",
+            "Join it with another dataset of its kind, or lower qc.fewest_cells",
+        )
+
+
+def _say_giants(counts: ad.AnnData | StoredCounts, totals: NDArray[np.float64]) -> None:
+    """Warn of a cell that holds most of a dataset's counts: whatever is scaled by totals follows it alone."""
+    whole = totals.sum()
+    if len(totals) > 1 and totals.max() > _GIANT * whole:
+        at = int(totals.argmax())
+        _logger.warning(
+            "%s: one cell holds %.0f%% of all counts, an outlier: %r with %d of %d. Take it out if it is no cell",
+            _source(counts),
+            100 * totals[at] / whole,
+            str(counts.obs_names[at]),
+            totals[at],
+            whole,
+        )
+
+
+def _source(counts: ad.AnnData | StoredCounts) -> str:
+    return str(counts.uns.get("provenance", {}).get("source", "counts"))
 
 
 def _blocks(counts: ad.AnnData | StoredCounts) -> Iterator[tuple[slice, sparse.csr_matrix]]:
@@ -202,9 +243,8 @@ def _fixpoint(
 def _nothing_left(
     adata: ad.AnnData | StoredCounts, settings: QCSettings, cells: dict[str, int], genes: dict[str, int]
 ) -> BadInput:
-    provenance = adata.uns.get("provenance", {})
     return BadInput(
-        str(provenance.get("source", "counts")),
+        _source(adata),
         "",
         f"nothing is left of {adata.shape[0]} cells and {adata.shape[1]} genes: {cells['empty']} cells are empty, "
         f"{cells['few_genes']} have fewer than {settings.min_genes} genes, {cells['mitochondrial']} hold "

@@ -85,6 +85,11 @@ class QCSettings(Settings):
         description="Fewest cells that a gene is seen in. The default drops only genes never seen, so that "
         "datasets keep the genes they share; 3 is usual for a single dataset.",
     )
+    fewest_cells: int = Field(
+        default=20,
+        ge=1,
+        description="Fewest cells of a dataset, which is left out else: neighbours and factors of fewer mean nothing.",
+    )
     max_mito: float = Field(
         default=0.5,
         ge=0.0,

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from scipy import sparse
 
 from neumf_assets.core.counts import qc
-from neumf_assets.core.counts.qc import filter_counts, judge
+from neumf_assets.core.counts.qc import check_size, filter_counts, judge
 from neumf_assets.core.counts.settings import QCSettings
 from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings, SimulatorSettings
 from neumf_assets.core.counts.simulate.study import simulate_study
@@ -133,3 +133,23 @@ def test_counts_on_disk_are_filtered_alike(
     assert verdict.report.cells_dropped == report.cells_dropped
     assert verdict.report.genes_dropped == report.genes_dropped
     np.testing.assert_array_equal(verdict.report.mito_share, report.mito_share)
+
+
+def test_a_dataset_of_too_few_cells_is_refused_with_their_number() -> None:
+    counts = counts_of(np.ones((30, 5)))
+    check_size(counts, 20, QCSettings())
+    with pytest.raises(BadInput, match=r"here\.csv: holds 19 cells that pass .*\(of 30\), fewer than 20"):
+        check_size(counts, 19, QCSettings())
+    check_size(counts, 19, QCSettings(fewest_cells=2))
+
+
+@pytest.mark.parametrize(("giant", "said"), [(5_000_000, True), (100, False)])
+def test_a_cell_that_holds_most_counts_is_named(
+    giant: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = np.ones((30, 20))
+    values[7, 3] = giant
+    judge(counts_of(values), QCSettings())
+    assert (
+        "one cell holds 100% of all counts, an outlier: 'c7' with 5000019 of 5000599" in caplog.text
+    ) == said
