@@ -137,7 +137,7 @@ class _StudyRun:
                 raise_on_error=False,
                 run_config=_QUIET,
                 run_id=run_id,
-                tags={MAX_RETRIES_TAG: "0"},  # the daemon could not start again what it did not start
+                tags={MAX_RETRIES_TAG: "0"},  # started here by hand: the daemon leaves it alone
             )
         if _interrupted(result.all_events):
             self.instance.report_run_canceled(result.dagster_run, "Interrupted in the terminal.")

@@ -68,7 +68,7 @@ def test_they_are_executed_again_from_the_web_interface(server: Server) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_cancelled_and_has_not_failed(server: Server, number: signal.Signals) -> None:
+def test_an_interrupted_run_is_cancelled_and_can_go_on(server: Server, number: signal.Signals) -> None:
     known = {run["id"] for run in _runs(server)}
     path = server.home / "studies" / f"{STUDY}.yaml"
     before = path.read_text()
@@ -94,6 +94,7 @@ def test_an_interrupted_run_is_cancelled_and_has_not_failed(server: Server, numb
         path.write_text(before)
     [found] = _runs(server, runIds=[run])
     assert found["status"] == "CANCELED"
+    assert _again(server, run, "FROM_FAILURE") == "SUCCESS"
 
 
 _DRY_RUN = """mutation Tick($schedule: ScheduleSelector!, $at: Float!) {
