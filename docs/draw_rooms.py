@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,9 +25,9 @@ def room_of(parts: tuple[str, ...]) -> str | None:
     return f"{parts[0]}.{parts[1]}" if parts[1] in inner else parts[0]
 
 
-def imports_between_rooms() -> Counter[tuple[str, str]]:
-    """How many imports lead from one room to another."""
-    package, found = ROOT / "neumf_assets", Counter[tuple[str, str]]()
+def imports_between_rooms() -> set[tuple[str, str]]:
+    """Which room imports from which."""
+    package, found = ROOT / "neumf_assets", set()
     for path in sorted(package.rglob("*.py")):
         own = room_of(path.relative_to(package).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -36,7 +35,7 @@ def imports_between_rooms() -> Counter[tuple[str, str]]:
                 continue
             other = room_of((*(node.module or "").split(".")[1:], "names"))
             if own and other and own != other:
-                found[own, other] += 1
+                found.add((own, other))
     return found
 
 
@@ -51,8 +50,8 @@ def diagram() -> str:
         lines += [f"    {name_of(room)}[{room.partition('.')[2]}]" for room in inner]
         lines += [f"    {outer}_shared[what they share]"] if outer in rooms else []
         lines.append("  end")
-    for (own, other), number in sorted(imports.items()):
-        lines.append(f"  {name_of(own)} -->|{number}| {name_of(other)}")
+    for own, other in sorted(imports):
+        lines.append(f"  {name_of(own)} --> {name_of(other)}")
     return "\n".join(lines)
 
 
