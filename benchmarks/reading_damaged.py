@@ -76,9 +76,10 @@ def serve(pipe: Connection) -> None:
 
     warnings.simplefilter("ignore")
     case, said = truth(), []
-    handler = logging.Handler(logging.WARNING)
+    handler = logging.Handler(logging.INFO)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("neumf_assets").addHandler(handler)
+    logging.getLogger("neumf_assets").setLevel(logging.INFO)
     while True:
         path, name = pipe.recv()
         said.clear()

@@ -182,3 +182,13 @@ def test_what_is_left_out_is_said_as_a_warning(tmp_path: Path, caplog: pytest.Lo
     frame.to_csv(tmp_path / "a.csv")
     read_counts(tmp_path / "a.csv")
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_last_line_without_an_end_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "a.csv").write_text("\n".join(lines()) + "\n")
+    assert_read(tmp_path / "a.csv")
+    assert "the last line has no end" not in caplog.text
+    (tmp_path / "b.csv").write_text("\n".join(lines()))
+    assert_read(tmp_path / "b.csv")
+    assert "the last line has no end; if the file was cut short there" in caplog.text

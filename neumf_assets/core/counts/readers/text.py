@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -14,6 +15,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from neumf_assets.core.errors import BadInput
+
+_logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 20
 """Bytes of text scanned at a time: its temporaries stay within the processor's cache."""
@@ -62,8 +65,13 @@ def line_blocks(path: Path, given: str) -> Iterator[bytes]:
             # The line feed stays behind with any blank lines: they only matter when more text follows.
             yield whole + b"\n"
             carried = [_without_line_end(carried[0])]
-    last = b"".join(carried).rstrip(b"\r\n")
+    rest = b"".join(carried)
+    last = rest.rstrip(b"\r\n")
     if last:
+        if last == rest:
+            _logger.info(
+                "%s: the last line has no end; if the file was cut short there, copy it again", given
+            )
         yield last + b"\n"
 
 
