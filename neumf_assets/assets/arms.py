@@ -125,7 +125,7 @@ def _metrics(arm: Arm) -> Stage:
     @stage(
         name=(arm, "metrics"),
         group="integrate",
-        inputs=(f"{arm}/cell_embedding", f"{arm}/clusters", "counts", "shared_genes"),
+        inputs=("gene_space", f"{arm}/cell_embedding", f"{arm}/clusters", "counts", "shared_genes"),
         settings=("metrics", "label_column", "batch_column"),
         version="3",
         kinds=("json",),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from neumf_assets.assets import ingest, integrate, model
+from neumf_assets.assets import gene_space, ingest, integrate, model
 from neumf_assets.assets.arms import common_stages
 from neumf_assets.assets.report.stages import report_stages
 from neumf_assets.assets.stage import Stage
@@ -16,7 +16,11 @@ PER_DATASET = frozenset(item.path for item in (*ingest.STAGES, *model.STAGES))
 def stages(study: StudySettings) -> list[Stage]:
     """The stages that a study's settings ask for, in an order in which they can be computed."""
     arms = [arm for arm in ARMS if arm in study.arms]
-    own = [integrate.shared_genes, *(item for arm in arms for item in integrate.STAGES[arm])]
+    own = [
+        gene_space.gene_space,
+        integrate.shared_genes,
+        *(item for arm in arms for item in integrate.STAGES[arm]),
+    ]
     if sweeps(study):
         own.append(integrate.liger_sweep)
     common = [item for arm in arms for item in common_stages(arm)]

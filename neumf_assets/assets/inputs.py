@@ -18,14 +18,24 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stored_counts(step: Step) -> Iterator[dict[str, StoredCounts]]:
-    """The filtered counts of every dataset, by name, opened but not read."""
+    """The filtered counts of every dataset, by name, opened but not read; genes under their names in the study."""
     from neumf_assets.core.counts.stored import StoredCounts
 
+    renamed = renamed_genes(step)
     with ExitStack() as files:
         yield {
-            name: files.enter_context(StoredCounts(artifact.path))
+            name: files.enter_context(StoredCounts(artifact.path, renamed.get(name)))
             for name, artifact in step.all("counts").items()
         }
+
+
+def renamed_genes(step: Step) -> dict[str, dict[str, str]]:
+    """By dataset, the study's names of genes by their names in the dataset, where these differ."""
+    table = read_table(step.one("gene_space"), "renamed")
+    return {
+        str(dataset): dict(zip(own["name"].astype(str), own["gene"].astype(str), strict=True))
+        for dataset, own in table.groupby("dataset", sort=False)
+    }
 
 
 def selected_genes(step: Step) -> list[str]:

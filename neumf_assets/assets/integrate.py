@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.inputs import (
     read_table,
+    renamed_genes,
     scaled_counts,
     selected_genes,
     stored_counts,
@@ -47,7 +48,7 @@ _EMBEDDING_SETTINGS = (
 
 @stage(
     group="integrate",
-    inputs=("counts",),
+    inputs=("gene_space", "counts"),
     settings=("liger",),
     kinds=("parquet",),
     columns=(
@@ -89,7 +90,7 @@ def shared_genes(step: Step) -> Product:
 @stage(
     name=("liger", "factors"),
     group="integrate",
-    inputs=("counts", "shared_genes"),
+    inputs=("gene_space", "counts", "shared_genes"),
     settings=("liger",),
     version="2",
     kinds=("pytorch", "numpy"),
@@ -122,7 +123,7 @@ def liger_factors(step: Step) -> Product:
 @stage(
     name=("neumf_liger", "factors"),
     group="integrate",
-    inputs=("dense_counts", "shared_genes"),
+    inputs=("gene_space", "dense_counts", "shared_genes"),
     settings=("liger",),
     version="2",
     kinds=("pytorch", "numpy"),
@@ -142,7 +143,9 @@ def neumf_liger_factors(step: Step) -> Product:
     from neumf_assets.core.neumf.dense import open_dense
 
     opened = {n: open_dense(a.path / "dense.zarr") for n, a in step.all("dense_counts").items()}
-    known = set.intersection(*(set(genes) for _, _, genes in opened.values()))
+    renamed = renamed_genes(step)
+    named = {n: [renamed.get(n, {}).get(gene, gene) for gene in genes] for n, (_, _, genes) in opened.items()}
+    known = set.intersection(*map(set, named.values()))
     genes = [gene for gene in selected_genes(step) if gene in known]
     if len(genes) < step.study.liger.k:
         raise NeumfError(
@@ -150,8 +153,8 @@ def neumf_liger_factors(step: Step) -> Product:
             "Raise model.n_genes, or leave the arm neumf_liger out."
         )
     parts = []
-    for matrix, _, names in opened.values():
-        position = {name: column for column, name in enumerate(names)}
+    for name, (matrix, _, _) in opened.items():
+        position = {gene: column for column, gene in enumerate(named[name])}
         columns = np.array([position[gene] for gene in genes], dtype=np.intp)
         parts.append(scale_dense(matrix, gene_statistics(matrix), columns, device=step.device))
     result = factorise(parts, step.study.liger, device=step.device, progress=step.progress)
@@ -161,7 +164,7 @@ def neumf_liger_factors(step: Step) -> Product:
 @stage(
     name=("liger", "sweep"),
     group="integrate",
-    inputs=("counts", "shared_genes"),
+    inputs=("gene_space", "counts", "shared_genes"),
     settings=("liger", "sweep"),
     kinds=("parquet", "pytorch"),
     columns=(
@@ -260,7 +263,7 @@ def _aligned(arm: Arm) -> Stage:
     @stage(
         name=(arm, "cell_embedding"),
         group="integrate",
-        inputs=(f"{arm}/factors", "counts"),
+        inputs=("gene_space", f"{arm}/factors", "counts"),
         settings=("liger", *_EMBEDDING_SETTINGS),
         kinds=("numpy", "parquet"),
         columns=_CELL_COLUMNS,
@@ -289,7 +292,7 @@ def _aligned_loadings(step: Step, arm: Arm) -> np.ndarray:
 @stage(
     name=("ineumf", "model"),
     group="integrate",
-    inputs=("counts",),
+    inputs=("gene_space", "counts"),
     settings=("ineumf",),
     kinds=("pytorch", "safetensors"),
     uses_device=True,
@@ -346,7 +349,7 @@ def _train_ineumf(step: Step) -> NeuMFModel:
 @stage(
     name=("ineumf", "cell_embedding"),
     group="integrate",
-    inputs=("ineumf/model", "counts"),
+    inputs=("gene_space", "ineumf/model", "counts"),
     settings=("align", *_EMBEDDING_SETTINGS),
     kinds=("numpy", "parquet"),
     columns=_CELL_COLUMNS,

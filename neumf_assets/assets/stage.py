@@ -53,6 +53,8 @@ class Product:
         Identities of what was read from outside the pipeline; they count as inputs of the fingerprint.
     checks
         Outcomes of the checks that the stage declares, all of them.
+    members
+        The datasets that take part in what is made from this; None: all.
     """
 
     save: Callable[[Path], object]
@@ -62,6 +64,7 @@ class Product:
     publish: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     checks: list[CheckOutcome] = field(default_factory=list)
+    members: frozenset[str] | None = None
 
     def discard(self) -> None:
         """Let go of the data that ``save`` wrote, once it is written."""
@@ -77,7 +80,8 @@ class Step:
     """All that a stage's function may look at.
 
     ``replaced`` is the version that this materialisation will replace and ``previous`` its figures,
-    ``scratch`` is a folder for checkpoints that outlives a killed step.
+    ``scratch`` is a folder for checkpoints that outlives a killed step, ``left_out`` says why datasets of the
+    inbox have no part in the study.
     """
 
     study: StudySettings
@@ -88,6 +92,7 @@ class Step:
     previous: Mapping[str, Any] | None = None
     replaced: Artifact | None = None
     progress: Progress = silent
+    left_out: Mapping[str, str] = field(default_factory=dict)
     log: Any = field(default_factory=lambda: logging.getLogger("neumf_assets"))
 
     def one(self, name: str) -> Artifact:
@@ -109,6 +114,7 @@ class Stage:
     them (``umap.n_neighbors``); ``version`` is raised
     whenever the code would give another result for the same settings and inputs. ``columns`` (name, type,
     description) document a table; ``checks`` (name, description) are reported on every materialisation.
+    ``names_left_out`` marks what also tells of the datasets that have no part in the study.
     """
 
     name: tuple[str, ...]
@@ -123,6 +129,7 @@ class Stage:
     uses_device: bool = False
     columns: tuple[tuple[str, str, str], ...] = ()
     checks: tuple[tuple[str, str], ...] = ()
+    names_left_out: bool = False
 
     @property
     def path(self) -> str:
@@ -162,6 +169,7 @@ def stage(
     uses_device: bool = False,
     columns: Sequence[tuple[str, str, str]] = (),
     checks: Sequence[tuple[str, str]] = (),
+    names_left_out: bool = False,
 ) -> Callable[[Callable[[Step], Product]], Stage]:
     """Declare the decorated function as a stage; its docstring is the asset's description."""
 
@@ -179,6 +187,7 @@ def stage(
             uses_device=uses_device,
             columns=tuple(columns),
             checks=tuple(checks),
+            names_left_out=names_left_out,
         )
 
     return declare

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import dagster as dg
 from rich.console import Console
 
 from neumf_assets.assets.catalogue import stages
+from neumf_assets.assets.gene_space import LEFT_OUT, gene_space
 from neumf_assets.assets.stage import Stage
 from neumf_assets.commands.terminal import LiveProgress, make_console, show_results
 from neumf_assets.core.counts.discover import Inbox, list_datasets
@@ -26,6 +27,8 @@ from neumf_assets.definitions.study import study_definitions
 from neumf_assets.freshness.plan import plan
 from neumf_assets.home import Home
 from neumf_assets.intake.in_use import digests_in_use, missing
+from neumf_assets.intake.left_out import left_out
+from neumf_assets.intake.quarantine import Quarantine, listed_refusals
 from neumf_assets.running.orphans import alive, fail_dead_runs
 from neumf_assets.running.progress_log import heard, watched_by
 from neumf_assets.study.names import job_name, partitions_name
@@ -38,14 +41,15 @@ _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITI
 
 @dataclass
 class Outcome:
-    """What a run did: assets materialised, and what failed with its reason."""
+    """What a run did: assets materialised, what failed and which datasets do not fit to the others, with reasons."""
 
     materialised: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def run_study(name: str | None, inbox: str | None, console: Console | None = None) -> int:
-    """Bring a study up to date; returns the exit status (1 if anything failed)."""
+    """Bring a study up to date; returns the exit status: 0, or 1 if something failed or was left out."""
     console = console or make_console()
     home = Home.from_environment()
     home.prepare()
@@ -67,8 +71,8 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
         outcome = _StudyRun(study, home, instance, progress).run()
     if outcome.materialised == 0 and not outcome.failures:
         console.print("Nothing to do: everything is up to date.")
-    show_results(console, study, home, outcome.failures, time.perf_counter() - start)
-    return 1 if outcome.failures else 0
+    show_results(console, study, home, outcome.failures, outcome.left_out, time.perf_counter() - start)
+    return 1 if outcome.failures or outcome.left_out else 0
 
 
 def _check_not_empty(found: Inbox, inbox: str) -> None:
@@ -102,6 +106,8 @@ class _StudyRun:
         _check_not_empty(sources, inbox_of(self.study))
         for refused in sources.refused:
             self.outcome.failures[str(refused.file)] = str(refused)
+        if Quarantine(self.study).take_listing(listed_refusals(sources)) is not None:
+            self.instance.report_runless_asset_event(Quarantine(self.study).evaluation())
         digests, unreadable = readable_digests(self.study, self.store, sources.datasets)
         for refused in unreadable:
             self.outcome.failures[str(refused.file)] = str(refused)
@@ -119,10 +125,18 @@ class _StudyRun:
                 self._forget_unusable(dataset)
         healthy = self.instance.get_dynamic_partitions(names)
         digests = digests_in_use(self.study, self.store, healthy, sources.datasets)
-        stale_study = plan(self.study, self.stages, digests, self.store).study
+        apart = left_out(self.study, self.store, healthy)
+        stale_study = plan(self.study, self.stages, digests, self.store, apart).study
         if stale_study and digests:
             self._execute("integrate", stale_study, None)
+        self.outcome.left_out = self._strangers(digests)
         return self.outcome
+
+    def _strangers(self, digests: Mapping[str, str]) -> dict[str, str]:
+        """Datasets that could be read, and do not fit to the others."""
+        space = self.store.find((self.study.name, gene_space.path))
+        found = {} if space is None else space.manifest.figures.get(LEFT_OUT, {})
+        return {name: reason for name, reason in found.items() if name in digests}
 
     def _execute(self, job: str, stale: Sequence[Stage], dataset: str | None) -> bool:
         self.progress.begin(dataset or self.study.name, len(stale))

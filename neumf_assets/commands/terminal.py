@@ -115,9 +115,14 @@ class LiveProgress:
 
 
 def show_results(
-    console: Console, study: StudySettings, home: Home, failures: Mapping[str, str], seconds: float
+    console: Console,
+    study: StudySettings,
+    home: Home,
+    failures: Mapping[str, str],
+    left_out: Mapping[str, str],
+    seconds: float,
 ) -> None:
-    """Print the datasets, the arms' scores, what failed, and where the results are."""
+    """Print the datasets, the arms' scores, what failed or was left out, and where the results are."""
     folder = home.results(study.name)
     summary = folder / "summary.json"
     if summary.exists():
@@ -126,6 +131,8 @@ def show_results(
         console.print(_arms_table(content))
     for place, reason in failures.items():
         console.print(f"[red]failed[/red] {place}\n  {reason}", highlight=False)
+    for dataset, reason in left_out.items():
+        console.print(f"[yellow]left out[/yellow] {dataset}\n  {reason}.", highlight=False)
     console.print(f"{seconds:.0f} s. Results:", highlight=False)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         console.print(f"  {path}", highlight=False, soft_wrap=True)

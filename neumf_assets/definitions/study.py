@@ -25,9 +25,10 @@ from neumf_assets.core.store import Artifact, Draft
 from neumf_assets.definitions.checks import check_results, check_specs, outcomes
 from neumf_assets.definitions.jobs import study_jobs
 from neumf_assets.freshness.fan_in import MADE_OF, made_of, same_state
-from neumf_assets.freshness.plan import STANDS_FOR
+from neumf_assets.freshness.plan import STANDS_FOR, told
 from neumf_assets.freshness.reuse import CHECKS, Unchanged, kept_metadata, kept_outcomes, reusable
 from neumf_assets.home import Home
+from neumf_assets.intake.left_out import left_out
 from neumf_assets.intake.quarantine import refusing
 from neumf_assets.running.device_lock import device_turn
 from neumf_assets.running.io_managers import ArtifactIOManager, Delivery, load_all, load_one, storage_key
@@ -128,7 +129,7 @@ def _compute(
     }
     named = _failing_plainly(lambda: same_state(study, declared, context, stored))
     step = _failing_plainly(lambda: _step(study, declared, context, named))
-    fingerprints = {name: input_fingerprint(value) for name, value in named.items()}
+    fingerprints = told(declared, {n: input_fingerprint(value) for n, value in named.items()}, step.left_out)
     if step.replaced is not None and reusable(declared, step.study, context, fingerprints, step.replaced):
         yield dg.Output(
             Unchanged(step.replaced),
@@ -152,7 +153,7 @@ def _compute(
         origin["run"] = context.run.run_id
         extra = {CHECKS: [asdict(one) for one in found], "provenance": origin}
         if not declared.per_dataset:
-            extra[MADE_OF] = made_of(named)
+            extra[MADE_OF] = made_of(named, product.members)
         if said:
             extra["notes"] = said
         draft = _draft(step.study, declared, fingerprints, product, cost, extra)
@@ -196,7 +197,9 @@ def _step(
     study: StudySettings, declared: Stage, context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
 ) -> Step:
     partition = context.partition_key if declared.per_dataset else None
-    previous = context.resources.store.open().find(storage_key([study.name, *declared.name], partition))
+    store = context.resources.store.open()
+    previous = store.find(storage_key([study.name, *declared.name], partition))
+    known = context.instance.get_dynamic_partitions(partitions_name(study.name))
     return Step(
         study=_asked_for(study, context),
         inputs=inputs,
@@ -206,6 +209,7 @@ def _step(
         previous=None if previous is None else previous.manifest.figures,
         replaced=previous,
         progress=log_progress(context.log),
+        left_out=left_out(study, store, known) if declared.names_left_out else {},
         log=context.log,
     )
 

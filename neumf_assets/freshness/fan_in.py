@@ -54,10 +54,16 @@ def same_state(
     return found
 
 
-def made_of(inputs: Inputs) -> MadeOf:
-    """The fingerprints of the datasets' artifacts that something made from these inputs is made of."""
+def made_of(inputs: Inputs, members: frozenset[str] | None = None) -> MadeOf:
+    """The fingerprints of the datasets' artifacts that something made from these inputs is made of.
+
+    ``members`` are the datasets that take part in it; None: all.
+    """
     own = {name: made_of_datasets(value) for name, value in inputs.items() if not isinstance(value, Artifact)}
-    return {**upstream_made_of(inputs), **own}
+    return {
+        stage: {name: one for name, one in versions.items() if members is None or name in members}
+        for stage, versions in {**upstream_made_of(inputs), **own}.items()
+    }
 
 
 def upstream_made_of(inputs: Inputs) -> MadeOf:

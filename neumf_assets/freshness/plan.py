@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from neumf_assets.assets.gene_space import LEFT_OUT
 from neumf_assets.assets.stage import Stage
 from neumf_assets.core.store import Artifact, Store
 from neumf_assets.study.settings import StudySettings
@@ -35,6 +37,7 @@ def plan(
     stages: Sequence[Stage],
     sources: Mapping[str, str],
     store: Store,
+    left_out: Mapping[str, str] | None = None,
 ) -> Plan:
     """Find what is out of date.
 
@@ -46,6 +49,8 @@ def plan(
         Content identity of each dataset's source, by dataset.
     store
         Where the artifacts are.
+    left_out
+        Why datasets of the inbox are not among the sources.
     """
     expected = {name: _dataset_fingerprints(study, stages, identity) for name, identity in sources.items()}
     stale = {
@@ -58,21 +63,30 @@ def plan(
     }
     of_study: dict[str, str] = {}
     stale_study = []
+    members = sorted(expected)
     for item in stages:
         if item.per_dataset:
             continue
         inputs = {
-            name: of_study[name] if name in of_study else {d: expected[d][name] for d in sorted(expected)}
+            name: of_study[name] if name in of_study else {d: expected[d][name] for d in members}
             for name in item.inputs
         }
-        wanted = item.fingerprint(study, inputs)
+        wanted = item.fingerprint(study, told(item, inputs, left_out or {}))
         found = store.find((study.name, *item.name))
         if found is not None and is_current(found, wanted, study):
             of_study[item.path] = found.fingerprint
+            members = [name for name in members if name not in found.manifest.figures.get(LEFT_OUT, {})]
         else:
             of_study[item.path] = wanted
             stale_study.append(item)
     return Plan(datasets=stale, study=stale_study)
+
+
+def told(item: Stage, inputs: Mapping[str, Any], left_out: Mapping[str, str]) -> Mapping[str, Any]:
+    """The inputs of a stage, with the datasets that are left out where the stage tells of them."""
+    return (
+        {**inputs, LEFT_OUT: dict(sorted(left_out.items()))} if item.names_left_out and left_out else inputs
+    )
 
 
 def is_current(artifact: Artifact, fingerprint: str, study: StudySettings) -> bool:

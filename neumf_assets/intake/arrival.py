@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 
 import dagster as dg
 
@@ -16,7 +15,7 @@ from neumf_assets.core.counts.discover import DatasetFile, Inbox
 from neumf_assets.freshness.plan import plan
 from neumf_assets.home import Home
 from neumf_assets.intake.in_use import missing
-from neumf_assets.intake.quarantine import Quarantine, Refusal, give_up, gone, left_behind
+from neumf_assets.intake.quarantine import Quarantine, give_up, gone, left_behind, listed_refusals
 from neumf_assets.study.names import partitions_name
 from neumf_assets.study.settings import StudySettings
 from neumf_assets.study.sources import find_sources
@@ -244,22 +243,14 @@ class _Looking:
 
     def _refusals(self, inbox: Inbox) -> None:
         """Refuse what cannot even be listed as a dataset, once it has come to rest."""
-        now = {PurePosixPath(error.file).name: str(error) for error in inbox.refused}
+        now = listed_refusals(inbox)
         before, self.watch.refused = self.watch.refused, now
-        kept = {refusal.name: refusal for refusal in self.quarantine.all() if not refusal.is_dataset}
-        changed = False
-        for name, reason in now.items():
-            known = kept.get(name)
-            if before.get(name) == reason and (known is None or known.reason != reason):
-                self.quarantine.add(
-                    Refusal(name, reason, "", when=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
-                )
-                self.found.news.append(f"Refused: {reason}")
-                changed = True
-        for name in set(kept) - set(now):
-            self.quarantine.lift(kept[name])
-            changed = True
-        if changed:
+        kept = {refusal.name for refusal in self.quarantine.all() if not refusal.is_dataset}
+        settled = {name: reason for name, reason in now.items() if before.get(name) == reason}
+        known = {name: reason for name, reason in now.items() if name in kept and name not in settled}
+        news = self.quarantine.take_listing({**known, **settled})
+        if news is not None:
+            self.found.news += [f"Refused: {reason}" for reason in news]
             self.found.events.append(self.quarantine.evaluation())
 
     def _show_refusals(self) -> None:

@@ -8,10 +8,10 @@ lifted when the file gets past the stage that refused it, or is taken away.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +19,7 @@ import dagster as dg
 
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.stage import Stage
-from neumf_assets.core.counts.discover import REFUSAL_SUFFIX, DatasetFile, is_url
+from neumf_assets.core.counts.discover import REFUSAL_SUFFIX, DatasetFile, Inbox, is_url
 from neumf_assets.core.errors import BadInput, NeumfError
 from neumf_assets.core.store import Store, write_atomically
 from neumf_assets.dagster_internals import BulkActionStatus
@@ -98,6 +98,22 @@ class Quarantine:
         """All refusals, by name."""
         found = (_read(path) for path in sorted(self.folder.glob("*.json")))
         return [refusal for refusal in found if refusal is not None]
+
+    def take_listing(self, refused: Mapping[str, str]) -> list[str] | None:
+        """Keep what the inbox's listing refuses (reason by file name), and lift what it no longer does.
+
+        Returns
+        -------
+        The reasons that are new; None where nothing changed.
+        """
+        kept = {refusal.name: refusal for refusal in self.all() if not refusal.is_dataset}
+        new = [name for name, reason in refused.items() if name not in kept or kept[name].reason != reason]
+        for name in new:
+            self.add(Refusal(name, refused[name], "", when=_now()))
+        lifted = set(kept) - set(refused)
+        for name in lifted:
+            self.lift(kept[name])
+        return [refused[name] for name in new] if new or lifted else None
 
     def lift(self, refusal: Refusal) -> None:
         """Forget a refusal, and take its note away."""
@@ -187,6 +203,11 @@ class Quarantine:
 
         filesystem, path = fsspec.core.url_to_fs(note)
         filesystem.rm_file(path)
+
+
+def listed_refusals(inbox: Inbox) -> dict[str, str]:
+    """What the listing of an inbox refuses: the reason by the file's name."""
+    return {PurePosixPath(error.file).name: str(error) for error in inbox.refused}
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from neumf_assets.freshness.plan import STANDS_FOR, plan
 from neumf_assets.freshness.reuse import REUSE_TAG
 from neumf_assets.home import Home
 from neumf_assets.intake.in_use import digests_in_use
+from neumf_assets.intake.left_out import left_out
 from neumf_assets.study.names import partitions_name
 from neumf_assets.study.settings import StudySettings
 from neumf_assets.study.sources import find_sources
@@ -31,7 +32,7 @@ def out_of_date_requests(study: StudySettings, instance: dg.DagsterInstance) -> 
     store = Home.from_environment().store()
     known = instance.get_dynamic_partitions(partitions_name(study.name))
     digests = digests_in_use(study, store, known, find_sources(study).datasets)
-    current = plan(study, stages(study), digests, store)
+    current = plan(study, stages(study), digests, store, left_out(study, store, known))
     requests = [
         dg.RunRequest(
             run_key=name,

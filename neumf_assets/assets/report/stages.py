@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.arms import FIRST, delivered_clusters
-from neumf_assets.assets.inputs import read_cell_columns, stored_counts
+from neumf_assets.assets.gene_space import left_out
+from neumf_assets.assets.inputs import read_cell_columns, renamed_genes, stored_counts
 from neumf_assets.assets.null_scores import chance_check, chance_scores
 from neumf_assets.assets.report.scores import known_scores, run_scores
 from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
@@ -37,6 +38,7 @@ def _comparison(arms: list[Arm]) -> Stage:
     @stage(
         group="report",
         inputs=(
+            "gene_space",
             "counts",
             "shared_genes",
             *_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
@@ -130,7 +132,7 @@ def _best(step: Step, arms: list[Arm]) -> str:
 def _markers(arms: list[Arm]) -> Stage:
     @stage(
         group="report",
-        inputs=("counts", "comparison", *_of_arms(arms, "clusters")),
+        inputs=("gene_space", "counts", "comparison", *_of_arms(arms, "clusters")),
         settings=("markers",),
         kinds=("parquet",),
         columns=(
@@ -180,6 +182,7 @@ def _integrated(arms: list[Arm]) -> Stage:
     @stage(
         group="report",
         inputs=(
+            "gene_space",
             "raw_counts",
             "counts",
             "comparison",
@@ -226,9 +229,9 @@ def _all_genes_of_kept_cells(step: Step) -> Iterator[dict[str, SomeCells]]:
     """
     from neumf_assets.core.counts.stored import SomeCells, StoredCounts
 
-    raw = step.all("raw_counts")
+    raw, renamed = step.all("raw_counts"), renamed_genes(step)
     with ExitStack() as files, stored_counts(step) as kept:
-        opened = {name: files.enter_context(StoredCounts(raw[name].path)) for name in kept}
+        opened = {name: files.enter_context(StoredCounts(raw[name].path, renamed.get(name))) for name in kept}
         yield {
             name: SomeCells(data, data.obs_names.get_indexer(kept[name].obs_names))
             for name, data in opened.items()
@@ -259,6 +262,7 @@ def provenance(step: Step) -> dict[str, Any]:
     return {
         "study": step.study.name,
         "datasets": datasets,
+        "left_out": left_out(step),
         "settings": step.study.model_dump(mode="json", exclude={"simulate"}),
         "versions": versions(),
     }
@@ -268,6 +272,7 @@ def _report(arms: list[Arm], sweep: bool) -> Stage:
     @stage(
         group="report",
         inputs=(
+            "gene_space",
             "raw_counts",
             "counts",
             "neumf_model",
@@ -278,7 +283,9 @@ def _report(arms: list[Arm], sweep: bool) -> Stage:
             *(["liger/sweep"] if sweep else []),
         ),
         settings=("title", "label_column", "arms"),
+        version="2",
         kinds=("html", "json"),
+        names_left_out=True,
     )
     def report(step: Step) -> Product:
         """The study on one page, to read and to send: a self-contained HTML file, and `summary.json`.

@@ -168,7 +168,11 @@ def _gene_table(adata: ad.AnnData | StoredCounts) -> pl.DataFrame:
         "gene_id": np.arange(len(adata.var), dtype=np.uint32),
         "gene": pl.Series(adata.var_names.to_list(), dtype=pl.String),
     }
-    for source, name in (("original_name", "original_name"), ("gene_ids", "accession")):
+    for source, name in (
+        ("original_name", "original_name"),
+        ("gene_id", "accession"),
+        ("gene_symbol", "symbol"),
+    ):
         if source in adata.var:
             columns[name] = pl.Series(adata.var[source].astype(str).to_list(), dtype=pl.String)
     return pl.DataFrame(columns)

@@ -90,6 +90,11 @@ class QCSettings(Settings):
         ge=1,
         description="Fewest cells of a dataset, which is left out else: neighbours and factors of fewer mean nothing.",
     )
+    fewest_shared_genes: int = Field(
+        default=20,
+        ge=1,
+        description="Genes that a dataset has to share with the others of the study, which goes on without it else.",
+    )
     max_mito: float = Field(
         default=0.5,
         ge=0.0,

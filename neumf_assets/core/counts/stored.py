@@ -31,6 +31,8 @@ class StoredCounts:
     ----------
     folder
         What :func:`~neumf_assets.core.counts.store.save_counts` wrote to.
+    renamed
+        Names that genes have in the study, by the name in the dataset, where these differ.
 
     Attributes
     ----------
@@ -40,8 +42,9 @@ class StoredCounts:
         Number of stored entries.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, renamed: Mapping[str, str] | None = None) -> None:
         self._file = h5py.File(Path(folder) / FILE, "r")
+        self._renamed = renamed or {}
         matrix = self._file["X"]
         self._data, self._indices = matrix["data"], matrix["indices"]
         self._indptr = matrix["indptr"][...].astype(np.int64)
@@ -64,7 +67,10 @@ class StoredCounts:
     @cached_property
     def var(self) -> pd.DataFrame:
         """The genes: their names."""
-        return ad.io.read_elem(self._file["var"])
+        table: pd.DataFrame = ad.io.read_elem(self._file["var"])
+        if self._renamed:
+            table.index = pd.Index([self._renamed.get(str(name), str(name)) for name in table.index])
+        return table
 
     @cached_property
     def uns(self) -> dict[str, Any]:

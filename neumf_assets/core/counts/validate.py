@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from neumf_assets.core.counts.genes.accessions import stable_ids
 from neumf_assets.core.counts.readers.matrix import Names, RawMatrix, slices
 from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.errors import BadInput
@@ -37,7 +38,8 @@ def validated(raw: RawMatrix, file: str, settings: ReadSettings) -> ad.AnnData:
     anndata.AnnData
         ``X``: CSR, cells × genes, sorted, without stored zeros; int32, or float32 where
         ``allow_normalised`` let fractions in. ``obs_names`` and ``var_names`` unique;
-        ``var["original_name"]`` as in the file, ``var["gene_ids"]`` where the file has accessions.
+        ``var["original_name"]`` as in the file, and what is known of ``gene_symbol``, ``gene_id`` (accession
+        without version) and ``gene_id_original`` (as in the file, where it is another).
 
     Raises
     ------
@@ -60,12 +62,29 @@ def validated(raw: RawMatrix, file: str, settings: ReadSettings) -> ad.AnnData:
     else:
         raise _not_counts(X, raw, file)
     var = pd.DataFrame({"original_name": raw.genes}, index=pd.Index(raw.genes, dtype=object))
-    if raw.gene_ids is not None:
-        var["gene_ids"] = raw.gene_ids
+    for name, values in gene_columns(raw.genes, raw.gene_ids).items():
+        var[name] = values
     obs = pd.DataFrame(index=pd.Index(raw.cells, dtype=object))
     adata = ad.AnnData(X=X, obs=obs)
     adata.var = _unique(var)
     return adata
+
+
+def gene_columns(genes: Names, gene_ids: Names | None) -> dict[str, Names]:
+    """Columns on the identity of genes, as far as it is known: ``gene_id``, ``gene_id_original``, ``gene_symbol``."""
+    by_name = stable_ids(genes)
+    stable = by_name if gene_ids is None else stable_ids(gene_ids)
+    stable = np.where(stable == "", by_name, stable)
+    given = np.where(stable != "", genes, "") if gene_ids is None else gene_ids
+    columns = {}
+    if (stable != "").any():
+        columns["gene_id"] = stable
+    if (given != stable).any():
+        columns["gene_id_original"] = given
+    symbols = np.where(by_name != "", "", genes)
+    if (symbols != "").any():
+        columns["gene_symbol"] = symbols
+    return columns
 
 
 def _unique(var: pd.DataFrame) -> pd.DataFrame:

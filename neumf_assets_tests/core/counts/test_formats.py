@@ -105,7 +105,7 @@ def test_gene_names_are_made_unique_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["10x v2 folder", "10x v3 folder", "10x HDF5 v2", "10x HDF5 v3"])
 def test_accessions_are_kept(name: str, tmp_path: Path) -> None:
     writer, reading = FORMATS[name]
-    assert read_counts(writer(tmp_path, SMALL), reading).var["gene_ids"].iloc[2] == "ENSG00000000002"
+    assert read_counts(writer(tmp_path, SMALL), reading).var["gene_id"].iloc[2] == "ENSG00000000002"
 
 
 def test_antibodies_are_left_out(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neumf_assets.core.counts.stack import kind_of_names, shared_genes
+from neumf_assets.core.counts.stack import shared_genes
 from neumf_assets.core.errors import NeumfError
 
 
@@ -33,16 +33,3 @@ def test_without_a_shared_gene_each_datasets_kind_of_names_is_told() -> None:
         "mouse: capitalised symbols, as of mouse genes, as 'Actb'",
     ):
         assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("names", "kind"),
-    [
-        (["ENSMUSG00000000001"], "accessions (ENSMUSG…)"),
-        (["FBgn0000001"], "accessions (FBgn…)"),
-        (["x_1", "y_2"], "other names"),
-        ([], "other names, none"),
-    ],
-)
-def test_kinds_of_names(names: list[str], kind: str) -> None:
-    assert kind_of_names(names).startswith(kind)

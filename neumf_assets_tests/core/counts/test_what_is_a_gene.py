@@ -92,7 +92,7 @@ def test_only_gene_expression_counts_in_every_format(
     store_counts(write(tmp_path), tmp_path / "stored")
     read = load_counts(tmp_path / "stored")
     assert list(read.var_names) == SYMBOLS
-    assert list(read.var["gene_ids"]) == ACCESSIONS
+    assert list(read.var["gene_id"]) == ACCESSIONS
     np.testing.assert_array_equal(read.X.toarray(), COUNTS[:, :6])
     assert read.uns["provenance"]["features_left_out"] == 3
     for kind in ("Antibody Capture", "Multiplexing Capture", "CRISPR Guide Capture"):
@@ -141,7 +141,7 @@ def test_genomes_are_taken_off_the_names_and_said(tmp_path: Path, caplog: pytest
     ]
     read = read_counts(tenx(tmp_path / "a.h5", names, ids, ["Gene Expression"] * 4))
     assert list(read.var_names) == ["ACTB", "MT-CO1", "Actb", "mt-Co1"]
-    assert read.var["gene_ids"].iloc[0] == ACCESSIONS[0]
+    assert read.var["gene_id"].iloc[0] == ACCESSIONS[0]
     assert "genes of 2 genomes (GRCh38, mm10)" in caplog.text
 
 
@@ -164,6 +164,40 @@ def test_quotes_and_headers_of_r_are_no_names(tmp_path: Path, quote: str, header
     assert list(read.var_names) == SYMBOLS
 
 
+VERSIONED = [f"{accession}.{version}" for version, accession in enumerate(ACCESSIONS, 1)]
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        list(zip(VERSIONED, SYMBOLS, strict=True)),
+        list(zip(SYMBOLS, VERSIONED, strict=True)),
+        [(f"{a}_{s}",) for a, s in zip(VERSIONED, SYMBOLS, strict=True)],
+        [(f"{s}_{a}",) for a, s in zip(VERSIONED, SYMBOLS, strict=True)],
+        [(f"{a}|{s}",) for a, s in zip(VERSIONED, SYMBOLS, strict=True)],
+    ],
+    ids=["two columns", "changed places", "one name", "symbol first", "with a bar"],
+)
+def test_accession_and_symbol_are_told_wherever_they_stand(
+    features: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    read = read_counts(folder(tmp_path / "a", features))
+    assert list(read.var_names) == SYMBOLS
+    assert list(read.var["gene_symbol"]) == SYMBOLS
+    assert list(read.var["gene_id"]) == ACCESSIONS
+    assert list(read.var["gene_id_original"]) == VERSIONED
+    assert read.uns["provenance"]["species"] == "human"
+    assert read.uns["provenance"]["species_from"] == "accessions or genome"
+
+
+def test_identifiers_that_are_no_accessions_are_kept_as_they_are(tmp_path: Path) -> None:
+    numbers = [str(7000 + number) for number in range(6)]
+    read = read_counts(folder(tmp_path / "a", list(zip(numbers, SYMBOLS, strict=True))))
+    assert "gene_id" not in read.var
+    assert list(read.var["gene_id_original"]) == numbers
+    assert read.uns["provenance"]["species_from"] == "symbols"
+
+
 def test_names_that_excel_made_dates_of_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = ["1-Mar", "Sep-02", "2019-09-02", "MARCH1", "ACTB", "2.31E+12"]
     read = read_counts(table(tmp_path / "a.csv", COUNTS[:, :6], names))
@@ -184,9 +218,9 @@ NUMBERS = [str(number) for number in range(6)]
         (SYMBOLS, {"features": SYMBOLS}, SYMBOLS, None),
         (NUMBERS, {"features": SYMBOLS}, SYMBOLS, None),
         (NUMBERS, {"gene_name": SYMBOLS, "gene_id": ACCESSIONS}, SYMBOLS, ACCESSIONS),
-        (NUMBERS, {"id": ACCESSIONS}, ACCESSIONS, None),
-        (ACCESSIONS, {"gene_name": ACCESSIONS}, ACCESSIONS, None),
-        (ACCESSIONS, {}, ACCESSIONS, None),
+        (NUMBERS, {"id": ACCESSIONS}, ACCESSIONS, ACCESSIONS),
+        (ACCESSIONS, {"gene_name": ACCESSIONS}, ACCESSIONS, ACCESSIONS),
+        (ACCESSIONS, {}, ACCESSIONS, ACCESSIONS),
     ],
 )
 def test_names_come_from_whatever_column_holds_them(
@@ -194,7 +228,7 @@ def test_names_come_from_whatever_column_holds_them(
 ) -> None:
     read = read_counts(h5ad(tmp_path / "a.h5ad", COUNTS[:, :6], pd.DataFrame(columns, index=index)))
     assert list(read.var_names) == names
-    assert (list(read.var["gene_ids"]) if "gene_ids" in read.var else None) == ids
+    assert (list(read.var["gene_id"]) if "gene_id" in read.var else None) == ids
 
 
 def test_running_numbers_in_place_of_names_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,7 +242,7 @@ def test_running_numbers_in_place_of_names_are_said(tmp_path: Path, caplog: pyte
         ({"Gene": SYMBOLS, "Accession": ACCESSIONS}, SYMBOLS, ACCESSIONS),
         ({"gene_name": SYMBOLS, "gene_id": ACCESSIONS}, SYMBOLS, ACCESSIONS),
         ({"Gene": ACCESSIONS, "Symbol": SYMBOLS}, SYMBOLS, ACCESSIONS),
-        ({"ensembl_ids": ACCESSIONS}, ACCESSIONS, None),
+        ({"ensembl_ids": ACCESSIONS}, ACCESSIONS, ACCESSIONS),
     ],
 )
 def test_names_of_loom_files(
@@ -221,7 +255,7 @@ def test_names_of_loom_files(
             file[f"row_attrs/{name}"] = np.array(values, "S")
     read = read_counts(tmp_path / "a.loom")
     assert list(read.var_names) == names
-    assert (list(read.var["gene_ids"]) if "gene_ids" in read.var else None) == ids
+    assert (list(read.var["gene_id"]) if "gene_id" in read.var else None) == ids
     assert list(read.obs_names)[:2] == ["0", "1"]
 
 

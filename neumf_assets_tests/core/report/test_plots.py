@@ -164,6 +164,7 @@ def test_any_name_can_be_drawn(awkward):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message="Glyph")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # Matplotlib's, of what it builds on
         few = np.zeros((3, 2))
         grid = {awkward: plots.EmbeddedCells(few, {awkward: [awkward] * 3, "cluster": [awkward] * 3})}
         assert plots.umap_grid(grid)

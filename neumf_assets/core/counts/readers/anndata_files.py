@@ -170,7 +170,8 @@ def _gene_names(var: pd.DataFrame) -> tuple[Names, Names | None]:
     """Names and accessions; the names from before anndata or an earlier reading made them unique come first."""
     columns = {str(name): _texts(var[name]) for name in var.columns if _is_text(var[name])}
     if "original_name" in columns:
-        return columns["original_name"], columns.get("gene_ids")
+        ids = (columns.get(name) for name in ("gene_id_original", "gene_id", "gene_ids"))
+        return columns["original_name"], next((found for found in ids if found is not None), None)
     return symbols_and_accessions(var.index.astype(str).to_numpy(dtype=object), columns)
 
 

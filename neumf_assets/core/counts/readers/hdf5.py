@@ -146,7 +146,10 @@ def read_tenx_v2(file: h5py.File, given: str, *, entries: bool = True) -> RawMat
         format="10x HDF5 v2",
         rows="genes",
         gene_ids=np.concatenate([part.gene_ids for part in parts if part.gene_ids is not None]),
-        notes={"orientation": "genes_by_cells", "genomes": len(parts)},
+        notes={
+            "orientation": "genes_by_cells",
+            "genomes": ", ".join(_genomes(file)),
+        },
     )
 
 

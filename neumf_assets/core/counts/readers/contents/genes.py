@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from neumf_assets.core.counts.genes.accessions import are_accessions, species_of, stable_ids
 from neumf_assets.core.counts.readers.matrix import Names, RawMatrix
 from neumf_assets.core.errors import BadInput
 
@@ -31,6 +32,11 @@ _DATE = (
     rf"^(\d{{1,2}}-{_MONTH}(-\d{{2,4}})?|{_MONTH}-\d{{1,2}}|\d{{4}}-\d{{2}}-\d{{2}}|\d(\.\d+)?E\+\d{{2}})$"
 )
 _TAG = r"-[ACGT]{8,}$"
+_JOINED = (
+    r"^(?P<id>ENS[A-Z]{0,6}G\d{11}(?:\.\d+)?)[_|:-](?P<symbol>.+)$",
+    r"^(?P<symbol>.+)[_|:-](?P<id>ENS[A-Z]{0,6}G\d{11}(?:\.\d+)?)$",
+)
+"""Accession and symbol in one name."""
 _MOST = 0.5
 _NAMED_AT_MOST = 5
 
@@ -61,7 +67,9 @@ def settle_genes(raw: RawMatrix, file: str) -> NDArray[np.bool_] | slice:
         raw.genes = raw.genes[kept]
         raw.gene_ids = None if raw.gene_ids is None else raw.gene_ids[kept]
     _strip_genomes(raw, file)
+    _part_joined_names(raw, file)
     _fill_names(raw)
+    _find_species(raw)
     _say_odd_names(raw, file)
     return slice(None) if kept.all() else kept
 
@@ -133,10 +141,42 @@ def _strip_genomes(raw: RawMatrix, file: str) -> None:
             )
 
 
+def _part_joined_names(raw: RawMatrix, file: str) -> None:
+    """Part names that are made of accession and symbol (``ENSG00000141510_TP53``)."""
+    names = pl.Series(raw.genes, dtype=pl.String)
+    for pattern in _JOINED:
+        parts = names.str.extract_groups(pattern).struct.unnest()
+        fits = parts["id"].is_not_null()
+        if fits.sum() <= _MOST * len(names):
+            continue
+        if raw.gene_ids is None or not are_accessions(raw.gene_ids):
+            raw.gene_ids = np.asarray(parts["id"].fill_null("").to_list(), dtype=object)
+        raw.genes = np.asarray(fits_or(parts["symbol"], names).to_list(), dtype=object)
+        raw.notes["names_parted"] = int(fits.sum())
+        _logger.info("%s: names such as %r are parted into accession and symbol", file, names[0])
+        return
+
+
+def fits_or(first: pl.Series, second: pl.Series) -> pl.Series:
+    """Values of the first series, of the second where the first has none."""
+    return first.zip_with(first.is_not_null(), second)
+
+
+def _find_species(raw: RawMatrix) -> None:
+    """Note which species the genes are of, and what told it."""
+    ids = stable_ids(raw.genes if raw.gene_ids is None else raw.gene_ids)
+    found = species_of(raw.genes, ids, str(raw.notes.get("genomes", "")))
+    if found.name:
+        raw.notes["species"] = found.name
+        raw.notes["species_from"] = "accessions or genome" if found.sure else "symbols"
+
+
 def _fill_names(raw: RawMatrix) -> None:
-    """Let the accession stand in where a gene has no symbol."""
+    """Let the accession stand in where a gene has no symbol, also where both columns changed places."""
     if raw.gene_ids is None:
         return
+    if are_accessions(raw.genes) and not are_accessions(raw.gene_ids) and len(set(raw.gene_ids)) > 1:
+        raw.genes, raw.gene_ids = raw.gene_ids, raw.genes
     nameless = np.array([name in ("", None) for name in raw.genes], dtype=bool)
     if nameless.any() and not nameless.all():
         raw.genes = np.where(nameless, raw.gene_ids, raw.genes).astype(object)

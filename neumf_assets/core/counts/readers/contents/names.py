@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import polars as pl
-
+from neumf_assets.core.counts.genes.accessions import are_accessions
 from neumf_assets.core.counts.readers.contents.genes import are_running_numbers
 from neumf_assets.core.counts.readers.matrix import Names
 
@@ -41,8 +40,6 @@ _ACCESSIONS = (
     "ids",
     "id",
 )
-_ACCESSION = r"^(ENS[A-Z]{0,6}G\d{11}(\.\d+)?|FBgn\d{7}|WBGene\d{8}|AT[1-5MC]G\d{5})$"
-_MOST = 0.5
 
 
 def symbols_and_accessions(index: Names | None, columns: Mapping[str, Names]) -> tuple[Names, Names | None]:
@@ -65,17 +62,17 @@ def symbols_and_accessions(index: Names | None, columns: Mapping[str, Names]) ->
     """
     lowered = {str(name).lower(): values for name, values in columns.items()}
     symbols = next(
-        (lowered[name] for name in _SYMBOLS if name in lowered and not _mostly_accessions(lowered[name])),
+        (lowered[name] for name in _SYMBOLS if name in lowered and not are_accessions(lowered[name])),
         None,
     )
     accessions = next((lowered[name] for name in _ACCESSIONS if name in lowered), None)
     if accessions is None:  # a column of any usual name may hold them
         accessions = next(
-            (lowered[name] for name in _SYMBOLS if name in lowered and _mostly_accessions(lowered[name])),
+            (lowered[name] for name in _SYMBOLS if name in lowered and are_accessions(lowered[name])),
             None,
         )
     if index is not None and not are_running_numbers(index):
-        if not _mostly_accessions(index):
+        if not are_accessions(index):
             return index, accessions
         return (index, None) if symbols is None else (symbols, index)
     if symbols is not None:
@@ -85,8 +82,3 @@ def symbols_and_accessions(index: Names | None, columns: Mapping[str, Names]) ->
     if index is None:
         raise LookupError(", ".join((*_SYMBOLS, *_ACCESSIONS)))
     return index, None
-
-
-def _mostly_accessions(names: Names) -> bool:
-    found = pl.Series(names, dtype=pl.String).str.contains(_ACCESSION).sum()
-    return bool(len(names)) and found > _MOST * len(names)

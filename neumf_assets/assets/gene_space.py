@@ -1,0 +1,135 @@
+"""Which datasets go together in a study, and what a gene is called in all of them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neumf_assets.core.counts.genes.join import DatasetGenes, Joined
+
+LEFT_OUT = "left_out"
+_FIT = "all_datasets_fit"
+
+
+@stage(
+    group="integrate",
+    inputs=("raw_counts", "counts"),
+    settings=("qc.fewest_shared_genes",),
+    kinds=("parquet",),
+    columns=(
+        ("gene", "string", "name of the gene in the study"),
+        ("gene_id", "string", "accession without its version, where a dataset has one"),
+        ("gene_symbol", "string", "symbol, where a dataset has one"),
+        ("datasets", "int", "how many datasets measured the gene"),
+    ),
+    checks=((_FIT, "No dataset is left out for its species, or for want of genes that others have."),),
+)
+def gene_space(step: Step) -> Product:
+    """The datasets that go together, and one name for a gene in all of them.
+
+    Genes with the same accession are the same, whatever their symbols; where a dataset has no accessions, genes
+    with the same symbol are. A dataset of another species, or one that shares too few genes with the others, is
+    left out of everything that follows, with its reason; its own results stay.
+    """
+    from neumf_assets.core.counts.genes.join import join_datasets
+
+    datasets = _datasets(step)
+    joined = join_datasets(datasets, step.study.qc.fewest_shared_genes)
+    for name, reason in joined.left_out.items():
+        step.log.warning(f"{name} is left out of the study: {reason}.")
+    for text in joined.said:
+        step.log.warning(text)
+    genes, renamed = _genes(datasets, joined), _renamed(datasets, joined)
+
+    def save(folder: Path) -> None:
+        genes.to_parquet(folder / "genes.parquet", index=False)
+        renamed.to_parquet(folder / "renamed.parquet", index=False)
+
+    rows = [
+        {
+            "dataset": name,
+            "species": one.species.name or "not told by its genes",
+            "cells": one.cells,
+            "genes": len(one.names),
+            "under another name": int((joined.names[name] != one.names).sum()),
+            "part of the study": joined.left_out.get(name, "yes"),
+        }
+        for name, one in datasets.items()
+    ]
+    return Product(
+        save,
+        {
+            "rows": len(genes),
+            "datasets": len(joined.members),
+            "measured_in_all": int((genes["datasets"] == len(joined.members)).sum()),
+            LEFT_OUT: joined.left_out,
+        },
+        tables={"datasets": rows},
+        checks=[_fit(joined)],
+        members=frozenset(joined.members),
+    )
+
+
+def _datasets(step: Step) -> dict[str, DatasetGenes]:
+    from neumf_assets.core.counts.genes.accessions import Species
+    from neumf_assets.core.counts.genes.join import DatasetGenes
+    from neumf_assets.core.counts.stored import StoredCounts
+
+    found = {}
+    with ExitStack() as files:
+        for name, kept in step.all("counts").items():
+            raw = step.all("raw_counts")[name]
+            figures = raw.manifest.figures
+            species = Species(
+                str(figures.get("species", "")), figures.get("species_from", "symbols") != "symbols"
+            )
+            var = files.enter_context(StoredCounts(raw.path)).var
+            found[name] = DatasetGenes.of(var, species, int(kept.manifest.figures["cells"]))
+    return found
+
+
+def _genes(datasets: dict[str, DatasetGenes], joined: Joined) -> pd.DataFrame:
+    """The genes of the study, in the order in which datasets name them."""
+    import pandas as pd
+
+    parts = [
+        pd.DataFrame(
+            {"gene": joined.names[name], "gene_id": datasets[name].ids, "gene_symbol": datasets[name].symbols}
+        )
+        for name in joined.members
+    ]
+    whole = pd.concat(parts, ignore_index=True).astype(str)
+    counted = whole.groupby("gene", sort=False).size().rename("datasets")
+    told = whole.replace("", None).groupby("gene", sort=False)[["gene_id", "gene_symbol"]].first()
+    return told.fillna("").join(counted).reset_index()
+
+
+def _renamed(datasets: dict[str, DatasetGenes], joined: Joined) -> pd.DataFrame:
+    import pandas as pd
+
+    rows: list[tuple[Any, ...]] = [
+        (name, str(own), str(new))
+        for name, one in datasets.items()
+        for own, new in zip(one.names, joined.names[name], strict=True)
+        if own != new
+    ]
+    return pd.DataFrame(rows, columns=["dataset", "name", "gene"], dtype=str)
+
+
+def _fit(joined: Joined) -> CheckOutcome:
+    if not joined.left_out:
+        return CheckOutcome(_FIT, True, "All datasets are of one species and share genes.")
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in joined.left_out.items())
+    return CheckOutcome(_FIT, False, f"Left out: {reasons}.", {"left out": len(joined.left_out)})
+
+
+def left_out(step: Step) -> dict[str, str]:
+    """Why datasets have no part in the study: refused, not complete, or no fit to the others."""
+    strangers = step.one("gene_space").manifest.figures[LEFT_OUT]
+    return dict(sorted({**step.left_out, **strangers}.items()))
