@@ -47,7 +47,7 @@ REAL = ("kang_seed", "kang_ifnb")
 CHOICES = ("simulated", *REAL)
 SIMULATED: tuple[Literal[2, 3, 6], ...] = (2, 3, 6)
 LABELS = "cell_type"
-PREPARE = ("raw_counts", "counts", "shared_genes")
+PREPARE = ("raw_counts", "counts", "gene_space", "shared_genes")
 MODELS = ("neumf_model", "dense_counts")
 OF_ARM = ("cell_embedding", "clusters", "umap")
 WITH_MLP = {"ineumf, with MLP": {"kind": "neumf", "pretrain_epochs": StudySettings(name="x").ineumf.epochs}}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from neumf_assets.core.counts.genes.join import DatasetGenes, Joined
 
 LEFT_OUT = "left_out"
+RENAMED = "renamed.json"
 _FIT = "all_datasets_fit"
 
 
@@ -49,7 +51,7 @@ def gene_space(step: Step) -> Product:
 
     def save(folder: Path) -> None:
         genes.to_parquet(folder / "genes.parquet", index=False)
-        renamed.to_parquet(folder / "renamed.parquet", index=False)
+        (folder / RENAMED).write_text(json.dumps(renamed))
 
     rows = [
         {
@@ -110,16 +112,20 @@ def _genes(datasets: dict[str, DatasetGenes], joined: Joined) -> pd.DataFrame:
     return told.fillna("").join(counted).reset_index()
 
 
-def _renamed(datasets: dict[str, DatasetGenes], joined: Joined) -> pd.DataFrame:
-    import pandas as pd
-
-    rows: list[tuple[Any, ...]] = [
-        (name, str(own), str(new))
+def _renamed(datasets: dict[str, DatasetGenes], joined: Joined) -> dict[str, dict[str, str]]:
+    """By dataset, the study's names of genes by their names in the dataset, where these differ."""
+    return {
+        name: {
+            str(own): str(new) for own, new in zip(one.names, joined.names[name], strict=True) if own != new
+        }
         for name, one in datasets.items()
-        for own, new in zip(one.names, joined.names[name], strict=True)
-        if own != new
-    ]
-    return pd.DataFrame(rows, columns=["dataset", "name", "gene"], dtype=str)
+    }
+
+
+def renamed_genes(step: Step) -> dict[str, dict[str, str]]:
+    """As ``gene_space`` found them."""
+    found: dict[str, dict[str, str]] = json.loads((step.one("gene_space").path / RENAMED).read_text())
+    return found
 
 
 def _fit(joined: Joined) -> CheckOutcome:
@@ -131,5 +137,5 @@ def _fit(joined: Joined) -> CheckOutcome:
 
 def left_out(step: Step) -> dict[str, str]:
     """Why datasets have no part in the study: refused, not complete, or no fit to the others."""
-    strangers = step.one("gene_space").manifest.figures[LEFT_OUT]
+    strangers = step.one("gene_space").manifest.figures.get(LEFT_OUT, {})
     return dict(sorted({**step.left_out, **strangers}.items()))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from neumf_assets.assets.gene_space import renamed_genes
 from neumf_assets.assets.stage import Step
 from neumf_assets.core.store import Artifact
 
@@ -27,15 +28,6 @@ def stored_counts(step: Step) -> Iterator[dict[str, StoredCounts]]:
             name: files.enter_context(StoredCounts(artifact.path, renamed.get(name)))
             for name, artifact in step.all("counts").items()
         }
-
-
-def renamed_genes(step: Step) -> dict[str, dict[str, str]]:
-    """By dataset, the study's names of genes by their names in the dataset, where these differ."""
-    table = read_table(step.one("gene_space"), "renamed")
-    return {
-        str(dataset): dict(zip(own["name"].astype(str), own["gene"].astype(str), strict=True))
-        for dataset, own in table.groupby("dataset", sort=False)
-    }
 
 
 def selected_genes(step: Step) -> list[str]:

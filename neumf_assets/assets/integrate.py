@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from neumf_assets.assets.gene_space import renamed_genes
 from neumf_assets.assets.inputs import (
     read_table,
-    renamed_genes,
     scaled_counts,
     selected_genes,
     stored_counts,

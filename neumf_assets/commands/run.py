@@ -106,8 +106,10 @@ class _StudyRun:
         _check_not_empty(sources, inbox_of(self.study))
         for refused in sources.refused:
             self.outcome.failures[str(refused.file)] = str(refused)
-        if Quarantine(self.study).take_listing(listed_refusals(sources)) is not None:
-            self.instance.report_runless_asset_event(Quarantine(self.study).evaluation())
+        quarantine = Quarantine(self.study)
+        changed = quarantine.forget_gone({item.name for item in sources.datasets})
+        if quarantine.take_listing(listed_refusals(sources)) is not None or changed:
+            self.instance.report_runless_asset_event(quarantine.evaluation())
         digests, unreadable = readable_digests(self.study, self.store, sources.datasets)
         for refused in unreadable:
             self.outcome.failures[str(refused.file)] = str(refused)

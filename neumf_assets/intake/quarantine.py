@@ -8,7 +8,7 @@ lifted when the file gets past the stage that refused it, or is taken away.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -114,6 +114,13 @@ class Quarantine:
         for name in lifted:
             self.lift(kept[name])
         return [refused[name] for name in new] if new or lifted else None
+
+    def forget_gone(self, present: Collection[str]) -> bool:
+        """Lift refusals of datasets whose file is no longer among those present; returns whether there were some."""
+        gone = [refusal for refusal in self.all() if refusal.is_dataset and refusal.name not in present]
+        for refusal in gone:
+            self.lift(refusal)
+        return bool(gone)
 
     def lift(self, refusal: Refusal) -> None:
         """Forget a refusal, and take its note away."""

@@ -24,7 +24,7 @@ def test_cells_have_an_embedding_whatever_the_kind(tmp_path: Path, kind: str) ->
         {"name": "a", "inbox": str(tmp_path / "inbox"), "ineumf": model | epochs, "arms": ["ineumf"]}
     )
     staged = StagedStudy(study, ("ctrl", "stim"), tmp_path)
-    for path in ("raw_counts", "counts", "ineumf/model", "ineumf/cell_embedding"):
+    for path in ("raw_counts", "counts", "gene_space", "ineumf/model", "ineumf/cell_embedding"):
         staged.compute(path)
     embedding = CellEmbedding.load(staged.artifact("ineumf/cell_embedding").path).embedding
     assert embedding.shape[1] == (6 if kind == "mlp" else 5)

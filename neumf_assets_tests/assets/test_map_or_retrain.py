@@ -20,11 +20,11 @@ from neumf_assets.study.sources import find_sources
 from neumf_assets.triggers.refresh import RETRAIN_TAG, retrain_requests
 from neumf_assets_tests.live import Live, live_study, stubbed
 
-REAL = frozenset({"raw_counts", "counts", "ineumf/model"})
+REAL = frozenset({"raw_counts", "counts", "gene_space", "ineumf/model"})
 SETTINGS: dict[str, Any] = {
     "arms": ["ineumf"],
     "read": {"orientation": "cells_by_genes"},
-    "qc": {"min_genes": 1, "min_cells": 1, "fewest_cells": 1},
+    "qc": {"min_genes": 1, "min_cells": 1, "fewest_cells": 1, "fewest_shared_genes": 1},
     "ineumf": {"kind": "gmf", "gmf_size": 3, "epochs": 2, "threads": 1},
 }
 

@@ -42,7 +42,7 @@ def test_every_setting_is_factorised_and_more_factors_fit_better(tmp_path: Path)
         {"name": "a", "inbox": str(tmp_path / "inbox"), "sweep": ASKED, "liger": {"k": 6, "iterations": 30}}
     )
     staged = StagedStudy(study, ("ctrl", "stim"), tmp_path)
-    for path in ("raw_counts", "counts", "shared_genes", "liger/sweep"):
+    for path in ("raw_counts", "counts", "gene_space", "shared_genes", "liger/sweep"):
         staged.compute(path)
     table = pd.read_parquet(staged.artifact("liger/sweep").path / "sweep.parquet")
     by_k, by_lam = (table[table["varied"] == varied] for varied in ("k", "lambda"))

@@ -192,7 +192,7 @@ def test_tables_have_the_columns_that_are_documented(study: Home) -> None:
 
 def test_every_materialisation_shows_its_figures(study: Home) -> None:
     shown = _metadata(study)
-    assert len(shown) == 2 * 6 + 20
+    assert len(shown) == 2 * 6 + 21
     for key, entries in shown.items():
         assert {"seconds", "peak memory (MiB)", "size (MiB)", "files", "provenance"} <= set(entries), key
         assert entries["size (MiB)"].value > 0
@@ -366,6 +366,44 @@ def test_a_dataset_of_a_few_cells_is_left_out_and_the_others_go_on(
     assert "few.csv: holds 5 cells that pass quality control (of 5), fewer than 20" in shown
     summary = json.loads((study.results("tiny") / "summary.json").read_text())
     assert set(summary["datasets"]) == {"ctrl", "stim"}
+
+
+def test_what_is_left_out_is_named_with_its_reason_in_terminal_summary_and_report(
+    study: Home, tmp_path: Path, console: Console
+) -> None:
+    inbox = tmp_path / "inbox"
+    with gzip.open(inbox / "ctrl.csv.gz", "rt") as table:
+        head, *rows = table.read().splitlines()
+    mouse = [head] + [
+        f"{gene.capitalize()},{counts}" for gene, _, counts in (row.partition(",") for row in rows)
+    ]
+    (inbox / "mouse.csv").write_text("\n".join(mouse) + "\n")
+    (inbox / "broken.csv").write_text(",c1,c2\ng1,1,x\ng2,0,3\n")
+    (inbox / "lost.csv").symlink_to(tmp_path / "nowhere.csv")
+    assert run_study("tiny", None, console) == 1
+    shown = " ".join(console.export_text(clear=False).split())
+    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    report = (study.results("tiny") / "report.html").read_text()
+    assert set(summary["datasets"]) == {"ctrl", "stim"}
+    for name, reason in (
+        ("mouse", "are of mouse"),
+        ("broken", "line 2, column 3"),
+        ("lost.csv", "target is gone"),
+    ):
+        assert reason in summary["left_out"][name]
+        assert reason in shown and f"{name} is left out of this study" in report
+    assert study.store().find(("tiny", "neumf_model", "mouse")) is not None, "its own results stay"
+    before = _materialised(study)
+    assert run_study("tiny", None, console) == 1, "what is still left out is still told"
+    with dg.DagsterInstance.from_config(str(study.dagster)) as instance:
+        check = dg.AssetCheckKey(dg.AssetKey(["tiny", "gene_space"]), "all_datasets_fit")
+        record = instance.event_log_storage.get_latest_asset_check_execution_by_key([check])[check]
+        assert not record.event.asset_check_evaluation.passed
+    assert _materialised(study) == before
+    for name in ("mouse.csv", "broken.csv", "lost.csv"):
+        (inbox / name).unlink()
+    assert run_study("tiny", None, console) == 0
+    assert json.loads((study.results("tiny") / "summary.json").read_text())["left_out"] == {}
 
 
 def test_an_empty_inbox_makes_no_study_and_is_told(

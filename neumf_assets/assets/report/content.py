@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from neumf_assets.assets.arms import delivered_clusters, map_of
+from neumf_assets.assets.gene_space import left_out
 from neumf_assets.assets.inputs import read_cell_columns, read_table
 from neumf_assets.assets.integrate import curve_of, factor_genes
 from neumf_assets.assets.model import loss_history_of
@@ -189,7 +190,9 @@ def _sweep(step: Step) -> list[SweepRow]:
 
 
 def _warnings(step: Step) -> list[str]:
-    found = []
+    found = [
+        f"{name} is left out of this study: {reason.rstrip('.')}." for name, reason in left_out(step).items()
+    ]
     for name, artifact in step.all("neumf_evaluation").items():
         figures = artifact.manifest.figures["heldout_deviance"]
         evaluation = json.loads((artifact.path / "evaluation.json").read_text())

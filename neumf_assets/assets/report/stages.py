@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.arms import FIRST, delivered_clusters
-from neumf_assets.assets.gene_space import left_out
-from neumf_assets.assets.inputs import read_cell_columns, renamed_genes, stored_counts
+from neumf_assets.assets.gene_space import left_out, renamed_genes
+from neumf_assets.assets.inputs import read_cell_columns, stored_counts
 from neumf_assets.assets.null_scores import chance_check, chance_scores
 from neumf_assets.assets.report.scores import known_scores, run_scores
 from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
@@ -262,7 +262,6 @@ def provenance(step: Step) -> dict[str, Any]:
     return {
         "study": step.study.name,
         "datasets": datasets,
-        "left_out": left_out(step),
         "settings": step.study.model_dump(mode="json", exclude={"simulate"}),
         "versions": versions(),
     }
@@ -330,6 +329,7 @@ def _summary(step: Step, scores: Mapping[str, ArmScores], best: str) -> dict[str
     return {
         "study": step.study.name,
         "datasets": datasets,
+        "left_out": left_out(step),
         "arms": {arm: found.summary() for arm, found in scores.items()},
         "best_arm": best,
         "versions": versions(),

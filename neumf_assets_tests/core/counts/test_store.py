@@ -66,7 +66,7 @@ def test_text_is_stored_as_every_version_of_anndata_reads_it(tmp_path: Path) -> 
         writer.add(stored)
     for path in (tmp_path / "whole/counts.h5ad", tmp_path / "again/counts.h5ad", tmp_path / "parts.h5ad"):
         with h5py.File(path) as file:
-            for name in ("obs/_index", "var/_index", "var/gene_ids", "var/original_name"):
+            for name in ("obs/_index", "var/_index", "var/gene_id", "var/original_name"):
                 assert file[name].attrs["encoding-type"] == "string-array"
 
 
