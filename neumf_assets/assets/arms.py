@@ -137,7 +137,7 @@ def _metrics(arm: Arm) -> Stage:
         neighbours from the cell's own dataset is shown beside the share expected if the datasets were mixed.
         Scores that need labels are left out where there are none.
         """
-        from neumf_assets.core.cells.files.store import CellEmbedding, label_column
+        from neumf_assets.core.cells.files.store import CellEmbedding, label_column, labels_of
         from neumf_assets.core.cells.scoring.metrics import score_embedding
 
         cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path)
@@ -145,8 +145,8 @@ def _metrics(arm: Arm) -> Stage:
         scores = score_embedding(
             cells.embedding,
             read_cell_columns(step.one(f"{arm}/clusters"), "clusters"),
-            cells.cells[column] if column else None,
-            cells.cells[step.study.batch_column or "dataset"],
+            labels_of(cells.cells, column) if column else None,
+            labels_of(cells.cells, step.study.batch_column or "dataset"),
             cells.neighbours,
             step.study.metrics,
         ).model_copy(update=_liger_scores(step, cells))
@@ -214,13 +214,13 @@ def map_of(
     step: Step, cells: "CellEmbedding", coordinates: "pd.DataFrame", clusters: "pd.DataFrame"
 ) -> "EmbeddedCells":
     """The map of an arm's cells with what to colour it by: dataset, label where there is one, cluster."""
-    from neumf_assets.core.cells.files.store import label_column
+    from neumf_assets.core.cells.files.store import label_column, labels_of
     from neumf_assets.core.report.plots.cells import EmbeddedCells
 
     colourings = {"dataset": cells.cells["dataset"].to_numpy(object)}
     column = label_column(cells.cells, step.study.label_column)
     if column:
-        labels = cells.cells[column]
+        labels = labels_of(cells.cells, column)
         colourings[column] = labels.astype(object).where(labels.notna(), None).to_numpy()
     colourings["cluster"] = clusters[delivered_clusters(clusters)].to_numpy(object)
     return EmbeddedCells(coordinates[["umap_1", "umap_2"]].to_numpy(), colourings)

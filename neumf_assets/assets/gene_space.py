@@ -40,8 +40,13 @@ def gene_space(step: Step) -> Product:
     left out of everything that follows, with its reason; its own results stay.
     """
     from neumf_assets.core.counts.genes.join import join_datasets
+    from neumf_assets.core.errors import NeumfError
 
     datasets = _datasets(step)
+    if not datasets:
+        raise NeumfError(
+            "No dataset of the study is complete, so there is nothing to integrate: see the runs of its datasets."
+        )
     joined = join_datasets(datasets, step.study.qc.fewest_shared_genes)
     for name, reason in joined.left_out.items():
         step.log.warning(f"{name} is left out of the study: {reason}.")

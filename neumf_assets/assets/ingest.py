@@ -10,10 +10,21 @@ from neumf_assets.core.errors import BadInput
 from neumf_assets.study.sources import blaming, dataset_digest, find_sources, inbox_of
 
 if TYPE_CHECKING:
-    from neumf_assets.core.counts.qc import QCReport, Verdict
+    import numpy as np
+
+    from neumf_assets.core.cells.quality import Examined
+    from neumf_assets.core.counts.qc import QCReport
+
+AMBIENT = "ambient.npy"
 
 
-@stage(group="ingest", settings=("read",), version="2", kinds=("anndata", "h5ad"), per_dataset=True)
+@stage(
+    group="ingest",
+    settings=("read", "qc.call_lower"),
+    version="3",
+    kinds=("anndata", "h5ad"),
+    per_dataset=True,
+)
 def raw_counts(step: Step) -> Product:
     """Counts as they came: one dataset's file, read, checked and stored unchanged.
 
@@ -21,6 +32,8 @@ def raw_counts(step: Step) -> Product:
     the labels that came with it, and the file's SHA-256. A file that cannot be used is refused with the
     place and the mend, and nothing is written.
     """
+    import numpy as np
+
     from neumf_assets.core.counts.readers.read import store_counts
     from neumf_assets.core.counts.store import FILE
 
@@ -41,6 +54,7 @@ def raw_counts(step: Step) -> Product:
         stored = store_counts(
             source.path, step.scratch, step.study.read, name=source.name, labels=source.labels
         )
+    ambient = _ambient(step, source.path)
     cells, genes = stored.shape
     figures = {
         "cells": cells,
@@ -51,53 +65,140 @@ def raw_counts(step: Step) -> Product:
         **stored.provenance,
         "identity": source.identity,
     }
+
+    def save(folder: Path) -> None:
+        shutil.move(step.scratch / FILE, folder / FILE)
+        if ambient is not None:
+            np.save(folder / AMBIENT, ambient)
+
+    return Product(save, figures, sources={"source": digest})
+
+
+def _ambient(step: Step, path: str) -> "np.ndarray | None":
+    """The ambient RNA, where a raw matrix beside the filtered one tells it."""
+    from neumf_assets.core.counts.quality.beside import ambient_beside
+    from neumf_assets.core.counts.stored import StoredCounts
+
+    with StoredCounts(step.scratch) as counts:
+        genes = counts.var_names
+    beside = step.scratch / "raw"
+    try:
+        return ambient_beside(path, genes, step.study.read, step.study.qc.call_lower, beside)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@stage(
+    group="ingest",
+    inputs=("raw_counts",),
+    settings=("qc",),
+    version="2",
+    kinds=("anndata", "h5ad"),
+    per_dataset=True,
+)
+def counts(step: Step) -> Product:
+    """Counts fit for modelling: empty and poor cells and genes removed, outliers and doublets marked.
+
+    The limits are the study's `qc` settings; in a raw matrix of all droplets, cells are called first. The figures
+    tell how much was dropped and why; the pictures show total counts, detected genes and mitochondrial share of
+    the cells, and what is an outlier or a doublet. `obs` has the figures of each cell (`qc_…`).
+    """
+    import numpy as np
+
+    from neumf_assets.core.cells.quality import examine
+    from neumf_assets.core.counts.qc import check_size
+    from neumf_assets.core.counts.readers.contents.droplets import UNFILTERED
+    from neumf_assets.core.counts.stored import StoredCounts
+
+    raw = step.one("raw_counts")
+    known = raw.path / AMBIENT
+    with StoredCounts(raw.path) as unfiltered:
+        found = examine(
+            unfiltered,
+            step.study.qc,
+            unfiltered=UNFILTERED in raw.manifest.figures,
+            ambient=np.load(known, allow_pickle=False) if known.exists() else None,
+            progress=step.progress,
+        )
+        check_size(unfiltered, found.verdict.report.cells_after, step.study.qc)
     return Product(
-        lambda folder: shutil.move(step.scratch / FILE, folder / FILE), figures, sources={"source": digest}
+        lambda folder: _save_filtered(folder, raw.path, found),
+        {**_quality_figures(found), "sha256": raw.manifest.figures["sha256"]},
+        pictures=_quality_pictures(found),
+        tables={"dropped": _dropped(found.verdict.report), "marked": _marked(found)},
     )
 
 
-@stage(group="ingest", inputs=("raw_counts",), settings=("qc",), kinds=("anndata", "h5ad"), per_dataset=True)
-def counts(step: Step) -> Product:
-    """Counts fit for modelling: empty and poor cells and genes removed.
+def _quality_figures(found: "Examined") -> dict[str, Any]:
+    report = found.verdict.report
+    figures = {
+        "cells": report.cells_after,
+        "genes": report.genes_after,
+        "nonzero": found.verdict.nonzero,
+        "zero_fraction": report.zero_share_after,
+        "total_counts": found.verdict.total_counts,
+        "cells_before": report.cells_before,
+        "genes_before": report.genes_before,
+        "cells_dropped": report.cells_dropped,
+        "genes_dropped": report.genes_dropped,
+        "mito_genes": report.mito_genes,
+    }
+    if found.outliers is not None:
+        figures["outliers"] = int(found.outliers.any.sum())
+    if found.doublets is not None:
+        figures["doublets"] = int(found.doublets.called.sum())
+    if found.ambient is not None:
+        figures["ambient_share"] = found.ambient
+    if found.called is not None:
+        figures["cells_called"] = int(found.called.cells.sum())
+        figures["knee"] = found.called.knee
+    return figures
 
-    The limits are the study's `qc` settings. The figures tell how much was dropped and why; the picture shows
-    total counts, detected genes and mitochondrial share of the cells, before and after.
-    """
-    from neumf_assets.core.counts.qc import check_size, judge
-    from neumf_assets.core.counts.stored import StoredCounts
+
+def _quality_pictures(found: "Examined") -> dict[str, str]:
     from neumf_assets.core.report.image import markdown_image
     from neumf_assets.core.report.plots.quality import CellQC, qc_histograms
+    from neumf_assets.core.report.plots.quality_control import knee_plot, quality_scatter
 
-    raw = step.one("raw_counts")
-    with StoredCounts(raw.path) as unfiltered:
-        verdict = judge(unfiltered, step.study.qc)
-        check_size(unfiltered, verdict.report.cells_after, step.study.qc)
-    report = verdict.report
+    report, figures = found.verdict.report, found.figures
     cells = {
         "all cells": CellQC(report.totals, report.genes_seen, report.mito_share),
         "kept": CellQC(
             report.totals[report.kept], report.genes_seen[report.kept], report.mito_share[report.kept]
         ),
     }
-    figures = {
-        "cells": report.cells_after,
-        "genes": report.genes_after,
-        "nonzero": verdict.nonzero,
-        "zero_fraction": report.zero_share_after,
-        "total_counts": verdict.total_counts,
-        "cells_before": report.cells_before,
-        "genes_before": report.genes_before,
-        "cells_dropped": report.cells_dropped,
-        "genes_dropped": report.genes_dropped,
-        "mito_genes": report.mito_genes,
-        "sha256": raw.manifest.figures["sha256"],
-    }
-    return Product(
-        lambda folder: _save_filtered(folder, raw.path, verdict),
-        figures,
-        pictures={"quality control": markdown_image(qc_histograms(cells), "quality control")},
-        tables={"dropped": _dropped(report)},
+    pictures = {"quality control": markdown_image(qc_histograms(cells), "quality control")}
+    outlier = None if found.outliers is None else found.outliers.any[report.kept]
+    doublet = None if found.doublets is None else found.doublets.called[report.kept]
+    scatter = quality_scatter(
+        figures.totals[report.kept],
+        figures.genes_seen[report.kept],
+        figures.mito_share[report.kept],
+        outlier,
+        doublet,
     )
+    pictures["outliers and doublets"] = markdown_image(scatter, "counts against genes of each cell")
+    if found.called is not None:
+        knee = knee_plot(figures.totals, found.called.cells, found.called.knee, found.called.lower)
+        pictures["knee"] = markdown_image(knee, "counts of barcodes by rank")
+    return pictures
+
+
+def _marked(found: "Examined") -> list[dict[str, Any]]:
+    """What is marked and stays, unless the settings remove it."""
+    rows = []
+    if found.outliers is not None:
+        for reason, cells in found.outliers.reasons.items():
+            name = reason.split()[0]
+            low, high = found.outliers.bounds[name]
+            bound = low if reason.endswith("low") else high
+            rows.append(
+                {"what": f"outlier, {reason}", "bound": float(f"{bound:.4g}"), "cells": int(cells.sum())}
+            )
+    if found.doublets is not None:
+        bound = float(f"{found.doublets.threshold:.4g}")
+        rows.append({"what": "doublet", "bound": bound, "cells": int(found.doublets.called.sum())})
+    return rows
 
 
 @stage(
@@ -142,21 +243,27 @@ def _dropped(report: "QCReport") -> list[dict[str, Any]]:
     ]
 
 
-def _save_filtered(folder: Path, raw: Path, verdict: "Verdict") -> None:
+def _save_filtered(folder: Path, raw: Path, found: "Examined") -> None:
     import numpy as np
 
     from neumf_assets.core.counts.stored import StoredCounts
 
-    report = verdict.report
+    report, called = found.verdict.report, found.called
     with StoredCounts(raw) as unfiltered:
-        verdict.write(unfiltered, folder)
-    np.savez(
-        folder / "qc.npz",
-        totals=report.totals,
-        genes_seen=report.genes_seen,
-        mito_share=report.mito_share,
-        kept=report.kept,
-    )
+        found.verdict.write(unfiltered, folder, found.columns())
+    if called is not None:
+        np.savez(folder / "called.npz", cells=called.cells, knee=called.knee, lower=called.lower)
+    values: dict[str, Any] = {
+        "totals": report.totals,
+        "genes_seen": report.genes_seen,
+        "mito_share": report.mito_share,
+        "kept": report.kept,
+    }
+    if found.outliers is not None:
+        values["outlier"] = found.outliers.any
+    if found.doublets is not None:
+        values["doublet"] = found.doublets.called
+    np.savez(folder / "qc.npz", **values)
 
 
 STAGES = (raw_counts, counts, long_counts)

@@ -65,7 +65,7 @@ def _shuffled_sample(step: Step, genes: list[str]) -> tuple[pd.DataFrame, dict[s
 
 def _scores(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -> ArmScores:
     from neumf_assets.core.cells.clustering import cluster_cells
-    from neumf_assets.core.cells.files.store import DATASET, label_column
+    from neumf_assets.core.cells.files.store import DATASET, label_column, labels_of
     from neumf_assets.core.cells.neighbours import cell_graph, find_neighbours, neighbours_needed
     from neumf_assets.core.cells.scoring.metrics import score_embedding
 
@@ -78,8 +78,8 @@ def _scores(step: Step, cells: pd.DataFrame, embedding: np.ndarray) -> ArmScores
     return score_embedding(
         embedding,
         clusters,
-        cells[column] if column else None,
-        cells[study.batch_column or DATASET],
+        labels_of(cells, column) if column else None,
+        labels_of(cells, study.batch_column or DATASET),
         neighbours,
         study.metrics,
     )

@@ -129,7 +129,7 @@ class _StudyRun:
         digests = digests_in_use(self.study, self.store, healthy, sources.datasets)
         apart = left_out(self.study, self.store, healthy)
         stale_study = plan(self.study, self.stages, digests, self.store, apart).study
-        if stale_study and digests:
+        if stale_study and set(digests) - set(apart):
             self._execute("integrate", stale_study, None)
         self.outcome.left_out = self._strangers(digests)
         return self.outcome

@@ -18,6 +18,8 @@ from neumf_assets.assets.stage import Step
 from neumf_assets.core.versions import versions
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from neumf_assets.core.cells.scoring.scores import ArmScores
     from neumf_assets.core.report.content import (
         ArmResult,
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
         Curves,
         DatasetEvaluation,
         DatasetSummary,
+        Droplets,
         MarkerGene,
         Provenance,
         ReportContent,
         SweepRow,
     )
+    from neumf_assets.core.store import Artifact
 
 _MARKERS_SHOWN = 8
 
@@ -83,7 +87,24 @@ def _dataset(step: Step, name: str) -> DatasetSummary:
         total_counts=cells["totals"][cells["kept"]],
         genes_per_cell=cells["genes_seen"][cells["kept"]],
         mito_share=cells["mito_share"][cells["kept"]] if figures["mito_genes"] else None,
+        outlier=cells["outlier"][cells["kept"]] if "outlier" in cells else None,
+        doublet=cells["doublet"][cells["kept"]] if "doublet" in cells else None,
+        ambient_share=figures.get("ambient_share"),
+        species=str(raw.get("species", "")),
+        droplets=_droplets(artifact, cells["totals"]),
     )
+
+
+def _droplets(artifact: Artifact, totals: np.ndarray) -> Droplets | None:
+    import numpy as np
+
+    from neumf_assets.core.report.content import Droplets
+
+    path = artifact.path / "called.npz"
+    if not path.exists():
+        return None
+    called = np.load(path, allow_pickle=False)
+    return Droplets(totals, called["cells"], float(called["knee"]), float(called["lower"]))
 
 
 def _arm(step: Step, arm: str) -> ArmResult:

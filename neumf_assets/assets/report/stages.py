@@ -233,7 +233,7 @@ def _all_genes_of_kept_cells(step: Step) -> Iterator[dict[str, SomeCells]]:
     with ExitStack() as files, stored_counts(step) as kept:
         opened = {name: files.enter_context(StoredCounts(raw[name].path, renamed.get(name))) for name in kept}
         yield {
-            name: SomeCells(data, data.obs_names.get_indexer(kept[name].obs_names))
+            name: SomeCells(data, data.obs_names.get_indexer(kept[name].obs_names), kept[name].obs)
             for name, data in opened.items()
         }
 

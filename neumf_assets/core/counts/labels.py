@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,8 +108,8 @@ def cell_labels(
     labels
         What `read_labels` gave; where a column is in both, this one counts.
     wanted
-        Columns to keep. None keeps every column of ``labels`` and every text, categorical or yes/no column of
-        ``obs``, except those that tell nearly every cell apart (identifiers).
+        Columns to keep, as labels. None keeps every column of ``labels`` and every text, categorical, yes/no or
+        numeric column of ``obs``, except text that tells nearly every cell apart (identifiers).
     unlabelled
         Values, in any case, that say that a cell has no label; an empty field always does.
     file, labels_file
@@ -117,23 +118,26 @@ def cell_labels(
     Returns
     -------
     pandas.DataFrame
-        Categorical columns, cells in order; NaN = unlabelled.
+        Categorical columns, cells in order; NaN = unlabelled. Numeric columns of ``obs``, and columns of ``labels``
+        that hold fractions, are numbers.
 
     Raises
     ------
     BadInput
         When the labels name cells that the matrix does not hold, or a wanted column is nowhere.
     """
-    columns: dict[str, pd.Categorical] = {}
+    columns: dict[str, Any] = {}
     if obs is not None:
         for name in obs.columns:
             if str(name) in wanted if wanted is not None else _is_label(obs[name]):
-                columns[str(name)] = _categorical(obs[name], unlabelled)
+                numeric = wanted is None and is_measured(obs[name])
+                columns[str(name)] = obs[name].to_numpy() if numeric else _categorical(obs[name], unlabelled)
     if labels is not None:
         placed = _in_order(cells, labels, labels_file)
         for name in labels.columns:
             if name != CELL and (wanted is None or name in wanted):
-                columns[name] = _categorical(pd.Series(placed[name].to_list(), dtype=object), unlabelled)
+                texts = _categorical(pd.Series(placed[name].to_list(), dtype=object), unlabelled)
+                columns[name] = _measured(texts)
     missing = [name for name in wanted or () if name not in columns]
     if missing:
         there = [
@@ -149,9 +153,9 @@ def cell_labels(
     return pd.DataFrame(_storable(columns, labels_file or file), index=pd.Index(cells, dtype=object))
 
 
-def _storable(columns: dict[str, pd.Categorical], file: str) -> dict[str, pd.Categorical]:
+def _storable(columns: dict[str, Any], file: str) -> dict[str, Any]:
     """Give columns names that files of HDF5 can hold, and say which were changed."""
-    named: dict[str, pd.Categorical] = {}
+    named: dict[str, Any] = {}
     for name, values in columns.items():
         new = name.replace("/", "_").strip() or "label"
         new = f"label{new}" if new in _RESERVED else new
@@ -190,8 +194,22 @@ def _is_label(column: pd.Series) -> bool:
         or kind is np.dtype(object)
         or pd.api.types.is_string_dtype(kind)
     ):
-        return bool(pd.api.types.is_bool_dtype(kind))
+        return bool(pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind))
     return bool(column.nunique() <= max(_FEW, _MOST_VALUES * len(column)))
+
+
+def is_measured(column: pd.Series) -> bool:
+    """Whether a column holds numbers, and no labels."""
+    return bool(pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype))
+
+
+def _measured(texts: pd.Categorical) -> Any:
+    """Labels, or numbers where all values are and some are fractions: whole numbers name clusters or donors."""
+    numbers = pd.to_numeric(pd.Series(texts.categories), errors="coerce")
+    finite = numbers[np.isfinite(numbers)]
+    if len(numbers) < 2 or len(finite) < len(numbers) or (finite == finite.round()).all():
+        return texts
+    return pd.Series(texts.astype(object)).astype(float).to_numpy()
 
 
 def _categorical(column: pd.Series, unlabelled: tuple[str, ...]) -> pd.Categorical:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
-import polars as pl
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from neumf_assets.core.counts.quality.figures import CellFigures, cell_figures
 from neumf_assets.core.counts.settings import QCSettings
 from neumf_assets.core.counts.store import FILE, CountsWriter
 from neumf_assets.core.counts.stored import BLOCK_CELLS, StoredCounts
 from neumf_assets.core.errors import BadInput
 
 _GIANT = 0.5
+OUR_COLUMNS = "qc_columns"
+"""Where counts keep the names of the columns on quality that are not the user's."""
 _logger = logging.getLogger(__name__)
 Mask = NDArray[np.bool_]
 
@@ -34,8 +37,8 @@ class QCReport:
     zero_share_before, zero_share_after
         Share of entries that are zero.
     cells_dropped
-        Number of cells by reason: ``empty``, ``few_genes``, ``mitochondrial``; each cell counts once, under
-        the first reason that applies.
+        Number of cells by reason: ``empty``, ``few_genes``, ``mitochondrial``, and where they apply ``background``
+        (barcodes that are no cells), ``outlier`` and ``doublet``; each counts once, under one reason.
     genes_dropped
         Number of genes by reason: ``empty`` (in no cell of the file), ``few_cells`` (in too few kept cells).
     totals, genes_seen, mito_share
@@ -45,6 +48,8 @@ class QCReport:
         Which of these cells were kept.
     mito_genes
         How many genes were taken as mitochondrial.
+    figures
+        More figures of every cell before filtering.
     """
 
     cells_before: int
@@ -60,6 +65,7 @@ class QCReport:
     mito_share: NDArray[np.float64]
     kept: Mask
     mito_genes: int
+    figures: CellFigures
 
 
 def filter_counts(adata: ad.AnnData, settings: QCSettings | None = None) -> tuple[ad.AnnData, QCReport]:
@@ -101,40 +107,82 @@ class Verdict:
     total_counts: float
     report: QCReport
 
-    def write(self, counts: StoredCounts, folder: str | Path) -> None:
-        """Write the kept part of counts on disk, a block of cells at a time."""
+    def write(self, counts: StoredCounts, folder: str | Path, columns: pd.DataFrame | None = None) -> None:
+        """Write the kept part of counts on disk, a block of cells at a time.
+
+        ``columns`` are added to what is known of the cells (those before filtering, in order); a column that has
+        a name of the user's gets a prefix.
+        """
+        added = _beside(counts.obs, columns)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with CountsWriter(folder / FILE) as writer:
-            for rows, X in _blocks(counts):
+            for rows, X in blocks_of(counts):
                 kept = self.cells[rows]
                 obs = counts.obs.iloc[rows][kept]
-                part = ad.AnnData(X[kept][:, self.genes], obs=obs, var=counts.var[self.genes], uns=counts.uns)
+                if added is not None:
+                    own = added.iloc[rows][kept]
+                    obs = obs.assign(**{name: own[name].array for name in added.columns})
+                uns = {**counts.uns, OUR_COLUMNS: [] if added is None else list(added.columns)}
+                part = ad.AnnData(X[kept][:, self.genes], obs=obs, var=counts.var[self.genes], uns=uns)
                 writer.add(part)
 
 
-def judge(counts: ad.AnnData | StoredCounts, settings: QCSettings) -> Verdict:
+def _beside(obs: pd.DataFrame, columns: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Columns of ours, with a prefix where the user has one of that name."""
+    if columns is None:
+        return None
+    return columns.rename(columns={name: f"neumf_{name}" for name in columns.columns if name in obs.columns})
+
+
+def figures_of(counts: ad.AnnData | StoredCounts, settings: QCSettings) -> CellFigures:
+    """Figures of all cells; of counts on disk a block of cells is read at a time."""
+    return cell_figures(lambda: blocks_of(counts), counts.shape, counts.var, settings.mito_prefixes)
+
+
+def judge(
+    counts: ad.AnnData | StoredCounts,
+    settings: QCSettings,
+    figures: CellFigures | None = None,
+    removed: Mapping[str, Mask] | None = None,
+) -> Verdict:
     """Decide as :func:`filter_counts` does; of counts on disk a block of cells is read at a time.
+
+    Parameters
+    ----------
+    counts, settings
+        The counts and the limits.
+    figures
+        What :func:`figures_of` gives, where it is known already.
+    removed
+        Cells that go for other reasons, by reason.
 
     Raises
     ------
     BadInput
         When no cell or no gene remains.
     """
-    totals, genes_seen, mito, mito_genes, in_cells = _cell_figures(counts, settings)
-    seen_at_all, in_any = genes_seen > 0, in_cells > 0
+    known = figures or figures_of(counts, settings)
+    totals, genes_seen, mito = known.totals, known.genes_seen, known.mito_share
+    seen_at_all, in_any = genes_seen > 0, known.in_cells > 0
     healthy = mito <= settings.max_mito
-    cells, genes = _fixpoint(counts, seen_at_all & healthy, in_any, settings)
+    there = np.ones(counts.shape[0], bool)
+    others: dict[str, int] = {}
+    for reason, gone in (removed or {}).items():
+        others[reason] = int((gone & there & seen_at_all).sum())
+        there &= ~gone
+    cells, genes = _fixpoint(counts, seen_at_all & healthy & there, in_any, settings)
     cell_reasons = {
         "empty": int((~seen_at_all).sum()),
-        "few_genes": int((seen_at_all & ~cells & healthy).sum()),
-        "mitochondrial": int((seen_at_all & ~healthy).sum()),
+        "few_genes": int((seen_at_all & ~cells & healthy & there).sum()),
+        "mitochondrial": int((seen_at_all & ~healthy & there).sum()),
+        **others,
     }
     gene_reasons = {"empty": int((~in_any).sum()), "few_cells": int((in_any & ~genes).sum())}
     if not cells.any() or not genes.any():
         raise _nothing_left(counts, settings, cell_reasons, gene_reasons)
     nonzero, total = 0, 0.0
-    for rows, X in _blocks(counts):
+    for rows, X in blocks_of(counts):
         kept = X[cells[rows]]
         inside = genes[kept.indices]
         nonzero += int(inside.sum())
@@ -154,7 +202,8 @@ def judge(counts: ad.AnnData | StoredCounts, settings: QCSettings) -> Verdict:
         genes_seen=genes_seen,
         mito_share=mito,
         kept=cells,
-        mito_genes=mito_genes,
+        mito_genes=known.known["mito"],
+        figures=known,
     )
     return Verdict(cells, genes, nonzero, total, report)
 
@@ -196,30 +245,11 @@ def _source(counts: ad.AnnData | StoredCounts) -> str:
     return str(counts.uns.get("provenance", {}).get("source", "counts"))
 
 
-def _blocks(counts: ad.AnnData | StoredCounts) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+def blocks_of(counts: ad.AnnData | StoredCounts) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """The cells in blocks: which, and their rows."""
     for start in range(0, counts.shape[0], BLOCK_CELLS):
         rows = slice(start, min(start + BLOCK_CELLS, counts.shape[0]))
         yield rows, counts.rows(rows.start, rows.stop) if isinstance(counts, StoredCounts) else counts.X[rows]
-
-
-def _cell_figures(
-    counts: ad.AnnData | StoredCounts, settings: QCSettings
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], int, NDArray[np.int64]]:
-    """Return total, genes seen and mitochondrial share of each cell; mitochondrial genes; cells of each gene."""
-    n_cells, n_genes = counts.shape
-    names = pl.Series(counts.var["original_name"].to_numpy(dtype=object), dtype=pl.String)
-    mito_gene = np.zeros(n_genes, dtype=bool)
-    for prefix in settings.mito_prefixes:
-        mito_gene |= names.str.starts_with(prefix).to_numpy()
-    totals, mito_totals, genes_seen = np.zeros(n_cells), np.zeros(n_cells), np.zeros(n_cells, np.int64)
-    in_cells = np.zeros(n_genes, np.int64)
-    for rows, X in _blocks(counts):
-        totals[rows] = np.asarray(X.sum(axis=1, dtype=np.float64)).ravel()
-        mito_totals[rows] = X @ mito_gene.astype(np.float64)
-        genes_seen[rows] = np.diff(X.indptr)
-        in_cells += np.bincount(X.indices, minlength=n_genes)
-    share = np.divide(mito_totals, totals, out=np.zeros_like(totals), where=totals > 0)
-    return totals, genes_seen, share, int(mito_gene.sum()), in_cells
 
 
 def _fixpoint(
@@ -228,11 +258,11 @@ def _fixpoint(
     """Repeat both filters until the kept part meets both limits."""
     while True:
         in_cells = np.zeros(counts.shape[1], np.int64)
-        for rows, X in _blocks(counts):
+        for rows, X in blocks_of(counts):
             in_cells += np.bincount(X[cells[rows]].indices, minlength=counts.shape[1])
         kept_genes = genes & (in_cells >= settings.min_cells)
         kept_cells = cells.copy()
-        for rows, X in _blocks(counts):
+        for rows, X in blocks_of(counts):
             seen = np.concatenate([[0], np.cumsum(kept_genes[X.indices])])
             kept_cells[rows] &= seen[X.indptr[1:]] - seen[X.indptr[:-1]] >= settings.min_genes
         if np.array_equal(kept_genes, genes) and np.array_equal(kept_cells, cells):

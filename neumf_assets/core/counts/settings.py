@@ -33,6 +33,11 @@ class ReadSettings(Settings):
         description="Accept values that are not whole numbers. Off, because the models' likelihoods are for "
         "counts: normalised data are nearly always an accident.",
     )
+    round_values: bool = Field(
+        default=False,
+        description="Round values that are no whole numbers, as tools give that take off ambient RNA (SoupX). Off, "
+        "because it hides normalised values, which are refused else.",
+    )
     label_columns: tuple[str, ...] | None = Field(
         default=None,
         description="Label columns to keep. Empty keeps every column of the labels file and every text, "
@@ -106,6 +111,52 @@ class QCSettings(Settings):
         default=("MT-", "mt-", "Mt-", "MT.", "mt.", "mt:"),
         description="How names of mitochondrial genes begin: human, mouse, these as R writes them, and fly.",
     )
+
+    outliers: Literal["flag", "remove", "off"] = Field(
+        default="flag",
+        description="Cells that differ from their dataset's median in total counts, genes seen, share of the 20 most "
+        "frequent genes or (upwards) mitochondrial share: marked, removed, or not looked for.",
+    )
+    outlier_mads: float = Field(
+        default=5.0,
+        gt=0,
+        description="Median absolute deviations that make an outlier of total counts, genes and share of the most "
+        "frequent genes; 5 is usual, as it only marks what is far off.",
+    )
+    outlier_mads_mito: float = Field(
+        default=3.0,
+        gt=0,
+        description="The same for mitochondrial share, of which only too much is a fault; 3 is usual.",
+    )
+    doublets: Literal["flag", "remove", "off"] = Field(
+        default="flag",
+        description="Cells that resemble sums of two others of their dataset: marked, removed, or not looked for.",
+    )
+    doublet_rate: float | None = Field(
+        default=None,
+        gt=0,
+        lt=0.5,
+        description="Expected share of doublets; null: 0.8 % for every thousand cells, as on droplet instruments.",
+    )
+    call_cells: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Where a file holds all droplets (most barcodes nearly empty), which of them are cells is found by "
+        "their knee and a test against the ambient RNA; off: all barcodes are taken for cells.",
+    )
+    call_lower: int = Field(
+        default=100,
+        ge=1,
+        description="Counts up to which a barcode is surely no cell; they make the ambient profile.",
+    )
+    call_fdr: float = Field(
+        default=0.01, gt=0, lt=1, description="Share of false cells among those that the test finds."
+    )
+    expected_cells: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many cells were loaded, for the knee of raw matrices; null: found from the curve itself.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of cell calling and of doublets.")
 
     @field_validator("mito_prefixes")
     @classmethod

@@ -205,10 +205,13 @@ class SomeCells:
         The dataset.
     cells
         Positions of the cells, ascending.
+    described
+        What is known of these cells, in their order, instead of what the counts say.
     """
 
     counts: StoredCounts
     cells: NDArray[np.intp]
+    described: pd.DataFrame | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -223,7 +226,7 @@ class SomeCells:
     @cached_property
     def obs(self) -> pd.DataFrame:
         """The cells: their names and labels."""
-        return self.counts.obs.iloc[self.cells]
+        return self.counts.obs.iloc[self.cells] if self.described is None else self.described
 
     @property
     def var(self) -> pd.DataFrame:

@@ -54,6 +54,9 @@ def validated(raw: RawMatrix, file: str, settings: ReadSettings) -> ad.AnnData:
     X = _tidy(raw.X)
     _refuse_entries(X, raw, file)
     _round_noise(X)
+    if settings.round_values and X.dtype.kind == "f":
+        X.data = np.rint(X.data)
+        X.eliminate_zeros()
     if _is_whole(X.data):
         _refuse_large(X, raw, file)
         X.data = X.data.astype(np.int32, copy=False)
@@ -202,11 +205,12 @@ def _not_counts(X: sparse.csr_matrix, raw: RawMatrix, file: str) -> BadInput:
         kind = f"the values are log-normalised (every cell adds up to {log_total:g} after expm1)"
     else:
         kind = f"{fractional.mean():.1%} of the values are no whole numbers"
+    fractions = "" if total or log_total else ", set round_values: true to round them (of SoupX and its like)"
     return BadInput(
         file,
         _where(X, at, raw),
         f"the entry is {X.data[at]:.9g}: {kind}",
-        (_layer_hint(raw) or "Give the raw counts") + ", or set allow_normalised: true",
+        (_layer_hint(raw) or "Give the raw counts") + fractions + ", or set allow_normalised: true",
     )
 
 

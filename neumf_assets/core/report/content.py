@@ -13,10 +13,21 @@ from neumf_assets.core.report.plots.scores import RunScore
 
 
 @dataclass(frozen=True)
+class Droplets:
+    """All barcodes of a raw matrix: counts, which are called cells, and the bounds that decided."""
+
+    totals: Values
+    cells: npt.NDArray[Any]
+    knee: float
+    lower: float
+
+
+@dataclass(frozen=True)
 class DatasetSummary:
     """One dataset: what was read, what quality control kept, and per-cell figures for the histograms.
 
-    ``removed`` maps a reason (``too few genes``) to the number of cells or genes that it removed.
+    ``removed`` maps a reason (``too few genes``) to the number of cells or genes that it removed. ``outlier`` and
+    ``doublet`` mark cells that stayed.
     """
 
     name: str
@@ -31,6 +42,11 @@ class DatasetSummary:
     total_counts: Values | None = None
     genes_per_cell: Values | None = None
     mito_share: Values | None = None
+    outlier: npt.NDArray[Any] | None = None
+    doublet: npt.NDArray[Any] | None = None
+    ambient_share: float | None = None
+    species: str = ""
+    droplets: Droplets | None = None
 
 
 @dataclass(frozen=True)

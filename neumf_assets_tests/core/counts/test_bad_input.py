@@ -430,3 +430,17 @@ def test_layer_that_is_not_there(tmp_path: Path) -> None:
         "raw/X is missing".replace(" is", ": is"),
         settings=ReadSettings(layer="raw"),
     )
+
+
+def test_fractions_are_rounded_where_the_study_says_so(tmp_path: Path) -> None:
+    """As SoupX leaves them after taking off ambient RNA."""
+    path = table(tmp_path, ",c1,c2\nACTB,1.2,0.3\nCD3D,0,3.8\nLYZ,2.6,5\n")
+    assert "round_values: true" in refused(path, "are no whole numbers")
+    read = read_counts(path, ReadSettings(round_values=True))
+    assert read.X.dtype.kind == "i"
+    np.testing.assert_array_equal(read.X.toarray(), [[1, 0, 3], [0, 4, 5]])
+
+
+def test_normalised_values_are_not_offered_rounding(tmp_path: Path) -> None:
+    path = table(tmp_path, ",c1,c2\nACTB,4000.5,2500\nCD3D,5999.5,7500\n")
+    assert "round_values" not in refused(path, "normalised")

@@ -84,12 +84,25 @@ def annotated_file(folder: Path) -> Path:
     return folder / "ctrl.h5ad"
 
 
-def test_obs_gives_text_categories_and_yes_no(tmp_path: Path) -> None:
+def test_obs_gives_text_categories_yes_no_and_numbers_as_numbers(tmp_path: Path) -> None:
     obs = read_counts(annotated_file(tmp_path)).obs
     assert {"type", "doublet"} <= set(obs.columns)
-    assert not {"n_counts", "share"} & set(obs.columns)
+    assert obs["n_counts"].tolist() == [0, 1, 2, 3] and obs["n_counts"].dtype.kind == "i"
+    np.testing.assert_allclose(obs["share"], np.linspace(0, 1, 4))
     assert values(obs["type"]) == ["T", None, None, "B"]
     assert values(obs["doublet"]) == ["True", "False", "False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "numeric"),
+    [(("0.5", "1", "2.25", "NA"), True), (("0", "1", "2", "0"), False), (("0.5", "high", "1", "2"), False)],
+)
+def test_fractions_in_a_labels_file_are_numbers_and_whole_ones_name_groups(
+    texts: tuple[str, ...], numeric: bool, tmp_path: Path
+) -> None:
+    lines = "".join(f"{cell},{text}\n" for cell, text in zip(CELLS, texts, strict=True))
+    read = read_counts(labelled(tmp_path, "cell,value\n" + lines)).obs["value"]
+    assert (read.dtype.kind == "f") is numeric
 
 
 def test_identifiers_are_no_labels(tmp_path: Path) -> None:

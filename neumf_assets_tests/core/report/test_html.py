@@ -232,8 +232,8 @@ def test_nothing_is_loaded_from_outside(html, page):
 
 
 def test_pictures_are_real_described_and_of_known_width(page):
-    # histograms, 3 colourings of 2 arms, comparison, calibration, loss, objective, heat map
-    assert len(page.images) == 1 + 6 + 1 + 1 + 2 + 1
+    # histograms and violins, 3 colourings of 2 arms, comparison, calibration, loss, objective, heat map
+    assert len(page.images) == 2 + 6 + 1 + 1 + 2 + 1
     for image in page.images:
         assert base64.b64decode(image["src"].split(",")[1]).startswith(b"\x89PNG")
         assert len(image["alt"]) > 10

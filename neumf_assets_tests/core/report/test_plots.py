@@ -169,6 +169,8 @@ def test_any_name_can_be_drawn(awkward):
         grid = {awkward: plots.EmbeddedCells(few, {awkward: [awkward] * 3, "cluster": [awkward] * 3})}
         assert plots.umap_grid(grid)
         assert plots.qc_histograms({awkward: qc(0)})
+        assert plots.quality_violins({awkward: qc(0), "other": qc(1)})
+        assert plots.knee_plot([5, 3, 0], np.array([True, False, False]), 4.0, 1.0, awkward)
         assert plots.loss_curves({awkward: {awkward: [1, 2]}})
         assert plots.cluster_label_heatmap([awkward], [awkward], awkward)
         assert plots.comparison([plots.RunScore(awkward, 1.0, 0, {"ari": 0.5})])
@@ -306,3 +308,17 @@ def test_of_very_many_cells_a_random_part_is_drawn(monkeypatch: pytest.MonkeyPat
     plots.umap_panel(cells(80).coordinates, cells(80).colourings["dataset"])
     plots.umap_panel(cells(300).coordinates, cells(300).colourings["dataset"])
     assert drawn == [80, 100]
+
+
+def test_marked_cells_are_drawn_with_their_number():
+    values = np.arange(1, 51, dtype=float)
+    marked = values > 45
+    plain = plots.quality_scatter(values, values, values / 100)
+    both = plots.quality_scatter(values, values, values / 100, marked, ~marked, image_format="svg")
+    assert plain.startswith(b"\x89PNG")
+    assert b"<svg" in both
+
+
+@pytest.mark.parametrize("totals", [[0, 0], [1], [7, 7, 7]])
+def test_a_knee_of_next_to_nothing_is_drawn(totals):
+    assert plots.knee_plot(totals, np.array(totals) > 3, float("inf"), 100.0).startswith(b"\x89PNG")

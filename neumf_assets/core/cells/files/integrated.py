@@ -270,6 +270,14 @@ def _var(
         names = data.var.get("original_name", pd.Series(data.var_names, index=data.var_names))
         original = {**dict(zip(data.var_names, names.astype(str), strict=True)), **original}
     table = pd.DataFrame({"original_name": [original[gene] for gene in genes]}, index=genes)
+    for column in ("gene_id", "gene_symbol"):
+        identity: dict[str, str] = {}
+        for data in counts.values():
+            if column in data.var:
+                told = zip(data.var_names, data.var[column].astype(str), strict=True)
+                identity = {**{gene: text for gene, text in told if text}, **identity}
+        if identity:
+            table[column] = [identity.get(str(gene), "") for gene in genes]
     if settings.genes == "union":
         for name, known in measured.items():
             table[f"measured_in_{name}"] = [gene in known for gene in genes]
@@ -284,7 +292,7 @@ def _add_arm(result: ad.AnnData, name: str, arm: ArmResult) -> None:
     for column in arm.clusters:
         if leiden_run(str(column)) is None:
             codes = _rows(result, name, np.asarray(arm.clusters[column], dtype=object))
-            result.obs[f"{name}_{column}"] = pd.Categorical(codes)
+            result.obs[_free(result, f"{name}_{column}")] = pd.Categorical(codes)
     for key, loadings in arm.loadings.items():
         result.varm[f"{name}_{key}"] = loadings.reindex(result.var_names).to_numpy(dtype=np.float32)
 
@@ -296,7 +304,16 @@ def _add_main(result: ad.AnnData, best: str, arms: Mapping[str, ArmResult]) -> N
     if arms[best].umap is not None:
         result.obsm["X_umap"] = result.obsm[f"X_umap_{best}"].copy()
     if "leiden" in arms[best].clusters:
-        result.obs["leiden"] = result.obs[f"{best}_leiden"]
+        own = f"{best}_leiden"
+        own = own if _free(result, own) != own else f"neumf_{own}"
+        result.obs[_free(result, "leiden")] = result.obs[own]
+
+
+def _free(result: ad.AnnData, name: str) -> str:
+    """A name for a column of ours: with a prefix where the user has one of that name."""
+    while name in result.obs:
+        name = f"neumf_{name}"
+    return name
 
 
 def _rows(result: ad.AnnData, arm: str, array: np.ndarray) -> np.ndarray:

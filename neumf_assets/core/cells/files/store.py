@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from neumf_assets.core.cells.neighbours import Neighbours
+from neumf_assets.core.counts.labels import is_measured
+from neumf_assets.core.counts.qc import OUR_COLUMNS
 from neumf_assets.core.errors import NeumfError
 
 if TYPE_CHECKING:
@@ -104,11 +106,21 @@ def cell_table(counts: Mapping[str, ad.AnnData] | Mapping[str, StoredCounts]) ->
     parts = []
     for name, data in counts.items():
         own = pd.DataFrame({CELL: pd.array(data.obs_names.to_numpy(str), _TEXT), DATASET: name})
-        labels = data.obs.drop(columns=[CELL, DATASET], errors="ignore")
+        ours = [*data.uns.get(OUR_COLUMNS, [])]
+        labels = data.obs.drop(columns=[CELL, DATASET, *ours], errors="ignore")
         for column in labels.columns:
-            own[column] = labels[column].astype(object).map(str, na_action="ignore").astype(_TEXT).array
+            if is_measured(labels[column]):
+                own[column] = labels[column].to_numpy(np.float64)
+            else:
+                own[column] = labels[column].astype(object).map(str, na_action="ignore").astype(_TEXT).array
         parts.append(own.astype({DATASET: _TEXT}))
     return pd.concat(parts, ignore_index=True)
+
+
+def labels_of(cells: pd.DataFrame, column: str) -> pd.Series:
+    """A column of labels as text, numbers as they would be written."""
+    values = cells[column]
+    return values.map("{:g}".format, na_action="ignore") if is_measured(values) else values
 
 
 def batches(
@@ -117,7 +129,12 @@ def batches(
     """Each cell's batch, as text: its value in a label column, by default its dataset."""
     if column is None or column == DATASET:
         return np.repeat([*counts], [len(data.obs_names) for data in counts.values()])
-    return cell_table(counts)[column].to_numpy(str)
+    cells = cell_table(counts)
+    if column not in cells:
+        known = ", ".join(name for name in cells.columns if name not in (CELL, DATASET)) or "none"
+        raise NeumfError(f"batch_column {column!r} is in no dataset. Columns found: {known}.")
+    found = labels_of(cells, column)
+    return found.astype(object).where(found.notna(), "none").to_numpy(str)
 
 
 def label_column(cells: pd.DataFrame, wanted: str | None) -> str | None:
@@ -141,7 +158,8 @@ def label_column(cells: pd.DataFrame, wanted: str | None) -> str | None:
     varied = [
         name
         for name in columns
-        if cells.groupby(DATASET, observed=True)[name].nunique().max() >= 2
+        if not is_measured(cells[name])
+        and cells.groupby(DATASET, observed=True)[name].nunique().max() >= 2
         and cells[name].nunique() <= len(cells) / 4
     ]
     telling = [name for name in varied if re.search(r"type|label|annot", name, re.IGNORECASE)]

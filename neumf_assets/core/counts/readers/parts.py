@@ -15,7 +15,7 @@ from scipy import sparse
 from neumf_assets.core import memory
 from neumf_assets.core.counts.discover import Triple
 from neumf_assets.core.counts.readers.anndata_files import described, layout_of, shape_of
-from neumf_assets.core.counts.readers.contents.droplets import Droplets
+from neumf_assets.core.counts.readers.contents.droplets import UNFILTERED, Droplets
 from neumf_assets.core.counts.readers.contents.genes import settle_genes
 from neumf_assets.core.counts.readers.delimited import estimated_entries, spill_delimited
 from neumf_assets.core.counts.readers.hdf5 import (
@@ -319,6 +319,8 @@ def _stored(
             nonzero += part.X.nnz
             total += float(part.X.data.sum(dtype=np.float64))
     droplets.say(given)
+    if droplets.background:
+        provenance = {**provenance, UNFILTERED: droplets.background}
     return Stored((len(whole.cells), len(whole.genes)), nonzero, total, provenance)
 
 

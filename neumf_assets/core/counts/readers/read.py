@@ -16,7 +16,7 @@ import polars as pl
 
 from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels
 from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_anndata
-from neumf_assets.core.counts.readers.contents.droplets import Droplets
+from neumf_assets.core.counts.readers.contents.droplets import UNFILTERED, Droplets
 from neumf_assets.core.counts.readers.contents.genes import settle_genes
 from neumf_assets.core.counts.readers.delimited import read_delimited
 from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
@@ -173,6 +173,8 @@ def _whole(files: Source, settings: ReadSettings, table: pl.DataFrame | None) ->
     droplets = Droplets()
     droplets.add(adata.X)
     droplets.say(files.given)
+    if droplets.background:
+        raw.notes[UNFILTERED] = droplets.background
     adata.obs = _labels_of(files, settings, raw, table)
     adata.uns["provenance"] = _provenance(files, raw)
     return adata

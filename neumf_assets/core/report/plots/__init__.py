@@ -6,6 +6,7 @@ gives the same bytes. Imports numpy, matplotlib (when it draws) and the report's
 
 from neumf_assets.core.report.plots.cells import EmbeddedCells, umap_grid, umap_panel, umap_panels
 from neumf_assets.core.report.plots.quality import CellQC, calibration, qc_histograms
+from neumf_assets.core.report.plots.quality_control import knee_plot, quality_scatter, quality_violins
 from neumf_assets.core.report.plots.scores import (
     RunScore,
     cluster_label_heatmap,
@@ -23,10 +24,13 @@ __all__ = [
     "cluster_label_heatmap",
     "comparison",
     "cross_table",
+    "knee_plot",
     "loss_curve_svg",
     "loss_curves",
     "objective_curve",
     "qc_histograms",
+    "quality_scatter",
+    "quality_violins",
     "top_genes_markdown",
     "umap_grid",
     "umap_panel",

@@ -9,7 +9,14 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from neumf_assets.core.cells.files.store import CellEmbedding, batches, cell_table, label_column, read_cells
+from neumf_assets.core.cells.files.store import (
+    CellEmbedding,
+    batches,
+    cell_table,
+    label_column,
+    labels_of,
+    read_cells,
+)
 from neumf_assets.core.cells.neighbours import find_neighbours
 from neumf_assets.core.errors import NeumfError
 
@@ -89,7 +96,17 @@ def test_all_cells_are_listed_with_the_labels_that_some_datasets_lack(tmp_path: 
             "B",
             *[None] * 3,
         ]
-        assert found["donor"].dropna().tolist() == ["1", "2"]
+        assert found["donor"].dropna().tolist() == [1, 2], "numbers stay numbers"
+        assert labels_of(found, "donor").dropna().tolist() == ["1", "2"]
+
+
+def test_numbers_are_never_taken_for_labels_unasked() -> None:
+    table = pd.DataFrame(
+        {"cell": list("abcd") * 3, "dataset": "a", "age": [1.5, 2, 3, 4] * 3, "kind": ["x", "y"] * 6}
+    )
+    assert label_column(table, None) == "kind"
+    assert label_column(table, "age") == "age"
+    assert label_column(table.drop(columns="kind"), None) is None
 
 
 def test_a_cells_batch_is_its_dataset_or_the_value_of_a_column() -> None:
