@@ -80,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     notebook.add_argument("file", help="count file or folder, as for run")
     notebook.add_argument("--seed", type=int, default=0, help="seed of the trainings (default 0)")
     notebook.set_defaults(action=_notebook)
+    samples = commands.add_parser(
+        "samples",
+        help="write a first sample sheet from what a folder holds",
+        description="Writes samples.csv into FOLDER: a line for each dataset, with columns to fill in (donor, "
+        "condition, …). Columns become those of the cells; see docs/reading.md.",
+    )
+    samples.add_argument("folder", help="folder with count files")
+    samples.set_defaults(action=_samples)
     backfill = commands.add_parser(
         "backfill",
         help="materialise datasets of a study again, as a Dagster backfill",
@@ -96,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     backfill.set_defaults(action=_backfill)
     return parser
+
+
+def _samples(options: argparse.Namespace) -> int:
+    from neumf_assets.commands.samples import write_sheet
+
+    return write_sheet(options.folder)
 
 
 def _backfill(options: argparse.Namespace) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neumf_assets.core.counts.genes.join import DatasetGenes, Joined
+    from neumf_assets.core.counts.stored import StoredCounts
 
 LEFT_OUT = "left_out"
 RENAMED = "renamed.json"
@@ -30,24 +32,29 @@ _FIT = "all_datasets_fit"
         ("gene_symbol", "string", "symbol, where a dataset has one"),
         ("datasets", "int", "how many datasets measured the gene"),
     ),
-    checks=((_FIT, "No dataset is left out for its species, or for want of genes that others have."),),
+    checks=(
+        (_FIT, "No dataset is left out for its species, for want of genes that others have, or as a copy."),
+    ),
 )
 def gene_space(step: Step) -> Product:
     """The datasets that go together, and one name for a gene in all of them.
 
     Genes with the same accession are the same, whatever their symbols; where a dataset has no accessions, genes
-    with the same symbol are. A dataset of another species, or one that shares too few genes with the others, is
-    left out of everything that follows, with its reason; its own results stay.
+    with the same symbol are. A dataset of another species, one that shares too few genes with the others, or one
+    that holds the same counts as another is left out of everything that follows, with its reason; its own results
+    stay.
     """
     from neumf_assets.core.counts.genes.join import join_datasets
     from neumf_assets.core.errors import NeumfError
 
-    datasets = _datasets(step)
+    repeated = _repeated(step)
+    datasets = _datasets(step, repeated)
     if not datasets:
         raise NeumfError(
             "No dataset of the study is complete, so there is nothing to integrate: see the runs of its datasets."
         )
     joined = join_datasets(datasets, step.study.qc.fewest_shared_genes)
+    joined.left_out.update(repeated)
     for name, reason in joined.left_out.items():
         step.log.warning(f"{name} is left out of the study: {reason}.")
     for text in joined.said:
@@ -58,7 +65,7 @@ def gene_space(step: Step) -> Product:
         genes.to_parquet(folder / "genes.parquet", index=False)
         (folder / RENAMED).write_text(json.dumps(renamed))
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "dataset": name,
             "species": one.species.name or "not told by its genes",
@@ -69,6 +76,8 @@ def gene_space(step: Step) -> Product:
         }
         for name, one in datasets.items()
     ]
+    empty = dict.fromkeys(rows[0], "")
+    rows += [{**empty, "dataset": name, "part of the study": reason} for name, reason in repeated.items()]
     return Product(
         save,
         {
@@ -83,7 +92,36 @@ def gene_space(step: Step) -> Product:
     )
 
 
-def _datasets(step: Step) -> dict[str, DatasetGenes]:
+def _repeated(step: Step) -> dict[str, str]:
+    """Datasets that hold the same counts of the same cells as one before them, in whatever format."""
+    from neumf_assets.core.counts.stored import StoredCounts
+
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    found = {}
+    for name, raw in step.all("raw_counts").items():
+        figures = raw.manifest.figures
+        key = tuple(figures.get(each) for each in ("cells", "genes", "nonzero", "total_counts"))
+        for other in alike.setdefault(key, []):
+            with StoredCounts(raw.path) as own, StoredCounts(step.all("raw_counts")[other].path) as first:
+                if _same(own, first):
+                    found[name] = (
+                        f"it holds the same counts of the same cells as {other}, which is used. Take one out"
+                    )
+                    break
+        else:
+            alike[key].append(name)
+    return found
+
+
+def _same(one: StoredCounts, other: StoredCounts) -> bool:
+    """Whether cells, genes (by name or accession) and the number of entries of each cell are the same."""
+    genes = one.var_names.equals(other.var_names)
+    if "gene_id" in one.var and "gene_id" in other.var:
+        genes = genes or one.var["gene_id"].tolist() == other.var["gene_id"].tolist()
+    return genes and one.obs_names.equals(other.obs_names) and bool((one.lengths == other.lengths).all())
+
+
+def _datasets(step: Step, repeated: Mapping[str, str]) -> dict[str, DatasetGenes]:
     from neumf_assets.core.counts.genes.accessions import Species
     from neumf_assets.core.counts.genes.join import DatasetGenes
     from neumf_assets.core.counts.stored import StoredCounts
@@ -91,6 +129,8 @@ def _datasets(step: Step) -> dict[str, DatasetGenes]:
     found = {}
     with ExitStack() as files:
         for name, kept in step.all("counts").items():
+            if name in repeated:
+                continue
             raw = step.all("raw_counts")[name]
             figures = raw.manifest.figures
             species = Species(
@@ -135,7 +175,9 @@ def renamed_genes(step: Step) -> dict[str, dict[str, str]]:
 
 def _fit(joined: Joined) -> CheckOutcome:
     if not joined.left_out:
-        return CheckOutcome(_FIT, True, "All datasets are of one species and share genes.")
+        return CheckOutcome(
+            _FIT, True, "All datasets are of one species, share genes, and none is there twice."
+        )
     reasons = "; ".join(f"{name}: {reason}" for name, reason in joined.left_out.items())
     return CheckOutcome(_FIT, False, f"Left out: {reasons}.", {"left out": len(joined.left_out)})
 

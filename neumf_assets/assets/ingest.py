@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.stage import Product, Step, stage
-from neumf_assets.core.counts.discover import is_url
+from neumf_assets.core.counts.discover import DatasetFile, is_url
 from neumf_assets.core.errors import BadInput
 from neumf_assets.study.sources import blaming, dataset_digest, find_sources, inbox_of
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from neumf_assets.core.cells.quality import Examined
     from neumf_assets.core.counts.qc import QCReport
+    from neumf_assets.core.counts.settings import QCSettings, ReadSettings
 
 AMBIENT = "ambient.npy"
+LIMITS = "limits_of_the_sample_sheet"
 
 
 @stage(
@@ -52,7 +54,12 @@ def raw_counts(step: Step) -> Product:
     with blaming(source.identity):
         digest = digest or dataset_digest(source)
         stored = store_counts(
-            source.path, step.scratch, step.study.read, name=source.name, labels=source.labels
+            source.path,
+            step.scratch,
+            _read_settings(step, source),
+            name=source.name,
+            labels=source.labels,
+            described=None if source.sample is None else source.sample.columns,
         )
     ambient = _ambient(step, source.path)
     cells, genes = stored.shape
@@ -65,6 +72,8 @@ def raw_counts(step: Step) -> Product:
         **stored.provenance,
         "identity": source.identity,
     }
+    if source.sample is not None and source.sample.limits:
+        figures[LIMITS] = dict(source.sample.limits)
 
     def save(folder: Path) -> None:
         shutil.move(step.scratch / FILE, folder / FILE)
@@ -72,6 +81,20 @@ def raw_counts(step: Step) -> Product:
             np.save(folder / AMBIENT, ambient)
 
     return Product(save, figures, sources={"source": digest})
+
+
+def _read_settings(step: Step, source: DatasetFile) -> "ReadSettings":
+    """How to read a dataset: as the study says, with the digest that the sample sheet expects."""
+    read = step.study.read
+    if source.sample is None or not source.sample.sha256:
+        return read
+    return read.model_copy(update={"sha256": {**read.sha256, source.name: source.sample.sha256}})
+
+
+def _limits(step: Step) -> "QCSettings":
+    """The study's limits of quality control, with those that the sample sheet gives for this dataset."""
+    own = step.one("raw_counts").manifest.figures.get(LIMITS, {})
+    return step.study.qc.model_copy(update=own)
 
 
 def _ambient(step: Step, path: str) -> "np.ndarray | None":
@@ -115,7 +138,7 @@ def counts(step: Step) -> Product:
     with StoredCounts(raw.path) as unfiltered:
         found = examine(
             unfiltered,
-            step.study.qc,
+            _limits(step),
             unfiltered=UNFILTERED in raw.manifest.figures,
             ambient=np.load(known, allow_pickle=False) if known.exists() else None,
             progress=step.progress,

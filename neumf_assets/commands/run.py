@@ -19,6 +19,7 @@ from neumf_assets.assets.gene_space import LEFT_OUT, gene_space
 from neumf_assets.assets.stage import Stage
 from neumf_assets.commands.terminal import LiveProgress, make_console, show_results
 from neumf_assets.core.counts.discover import Inbox, list_datasets
+from neumf_assets.core.counts.sheet import find_sheet
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.store import Store
 from neumf_assets.dagster_internals import RunFailureReason, runs_of_the_code_location
@@ -55,7 +56,7 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
     home.prepare()
     os.environ["NEUMF_HOME"] = str(home.root)
     os.environ["DAGSTER_HOME"] = str(home.dagster)
-    if inbox is not None and Path(inbox).is_dir():
+    if inbox is not None and Path(inbox).is_dir() and find_sheet(inbox, None) is None:
         _check_not_empty(list_datasets(inbox), inbox)  # before there is a study of it
     study = find_or_register(home, name, inbox)
     start = time.perf_counter()

@@ -111,6 +111,11 @@ class StudySettings(Settings):
         None,
         description="Folder or fsspec URL where count files arrive; null: inbox/<name> below NEUMF_HOME.",
     )
+    samples: str | None = Field(
+        None,
+        description="Sample sheet: path or URL, relative to the inbox; null: samples.csv (or .tsv) in the inbox, "
+        "where there is one.",
+    )
     simulate: SimulatorSettings | None = Field(
         None, description="Fill the inbox with simulated data of these settings (the embedded example)."
     )

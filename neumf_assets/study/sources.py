@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from neumf_assets.core.counts.discover import DatasetFile, Inbox, is_url, list_datasets
+from neumf_assets.core.counts.sheet import find_sheet, load_samples, with_samples
 from neumf_assets.core.errors import BadInput
 from neumf_assets.core.store import Store
 from neumf_assets.home import Home
@@ -34,7 +36,9 @@ def find_sources(study: StudySettings) -> Inbox:
         write_inbox(study.simulate, Path(inbox))
     elif study.inbox is None and not is_url(inbox):
         Path(inbox).mkdir(parents=True, exist_ok=True)
-    return list_datasets(inbox)
+    found = list_datasets(inbox)
+    sheet = find_sheet(inbox, study.samples)
+    return found if sheet is None else with_samples(found, load_samples(sheet), sheet)
 
 
 def readable_digests(
@@ -67,7 +71,11 @@ def dataset_digest(item: DatasetFile) -> str:
 
     with fetched(item.path, item.name, item.labels, {}) as source:
         labels = b"" if source.labels is None else source.labels.read_bytes()
-        return hashlib.sha256(source.sha256.encode() + hashlib.sha256(labels).digest()).hexdigest()
+        known = b""
+        if item.sample is not None:
+            told = [item.sample.sha256, dict(item.sample.columns), dict(item.sample.limits)]
+            known = json.dumps(told, sort_keys=True).encode()
+        return hashlib.sha256(source.sha256.encode() + hashlib.sha256(labels).digest() + known).hexdigest()
 
 
 @contextmanager

@@ -378,6 +378,7 @@ def test_what_is_left_out_is_named_with_its_reason_in_terminal_summary_and_repor
         f"{gene.capitalize()},{counts}" for gene, _, counts in (row.partition(",") for row in rows)
     ]
     (inbox / "mouse.csv").write_text("\n".join(mouse) + "\n")
+    (inbox / "zcopy.csv").write_text("\n".join([head, *rows]) + "\n")
     (inbox / "broken.csv").write_text(",c1,c2\ng1,1,x\ng2,0,3\n")
     (inbox / "lost.csv").symlink_to(tmp_path / "nowhere.csv")
     assert run_study("tiny", None, console) == 1
@@ -387,6 +388,7 @@ def test_what_is_left_out_is_named_with_its_reason_in_terminal_summary_and_repor
     assert set(summary["datasets"]) == {"ctrl", "stim"}
     for name, reason in (
         ("mouse", "are of mouse"),
+        ("zcopy", "the same counts of the same cells as ctrl"),
         ("broken", "line 2, column 3"),
         ("lost.csv", "target is gone"),
     ):
@@ -400,10 +402,36 @@ def test_what_is_left_out_is_named_with_its_reason_in_terminal_summary_and_repor
         record = instance.event_log_storage.get_latest_asset_check_execution_by_key([check])[check]
         assert not record.event.asset_check_evaluation.passed
     assert _materialised(study) == before
-    for name in ("mouse.csv", "broken.csv", "lost.csv"):
+    for name in ("mouse.csv", "zcopy.csv", "broken.csv", "lost.csv"):
         (inbox / name).unlink()
     assert run_study("tiny", None, console) == 0
     assert json.loads((study.results("tiny") / "summary.json").read_text())["left_out"] == {}
+
+
+def test_a_sample_sheet_names_samples_and_tells_of_their_cells(
+    study: Home, tmp_path: Path, console: Console, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import anndata as ad
+
+    (tmp_path / "inbox" / "samples.csv").write_text(
+        "sample,path,condition,age,min_genes\nhealthy,ctrl.csv.gz,rest,34.5,\nstim,,interferon,60,14\n"
+    )
+    path = study.studies / "tiny.yaml"
+    path.write_text(path.read_text() + "batch_column: condition\n")
+    assert run_study("tiny", None, console) == 0, console.export_text()
+    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    assert set(summary["datasets"]) == {"healthy", "stim"}
+    result = ad.read_h5ad(study.results("tiny") / "integrated.h5ad")
+    told = result.obs.groupby("dataset", observed=True)[["condition", "age"]].first()
+    assert told.loc["healthy"].tolist() == ["rest", 34.5] and told.loc["stim"].tolist() == ["interferon", 60]
+    assert result.obs["age"].dtype.kind == "f" and "cell_type" in result.obs, (
+        "labels beside the file are kept"
+    )
+    assert result.obs.loc[result.obs["dataset"] == "stim", "qc_genes"].min() >= 14
+    assert result.obs.loc[result.obs["dataset"] == "healthy", "qc_genes"].min() < 14
+    (tmp_path / "inbox" / "samples.csv").write_text("sample,path\nhealthy,ctrl.csv.gz\nstim\n")
+    assert main(["run", "--study", "tiny"]) == 2
+    assert "samples.csv, line 3: has 1 fields, the header 2" in capsys.readouterr().err
 
 
 def test_an_empty_inbox_makes_no_study_and_is_told(

@@ -24,6 +24,7 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from neumf_assets.core.counts.samples import Sample
 from neumf_assets.core.errors import BadInput
 
 NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -61,7 +62,7 @@ _DOCUMENTS = (
 )
 _DOCUMENT_NAMES = re.compile(
     r"(readme|licen[cs]e|changelog|md5sums?|sha256sums?|checksums?|filelist|manifest)(\.txt)?"
-    r"|thumbs\.db|desktop\.ini|icon\r|metrics_summary\.csv|samplesheet\.csv"
+    r"|thumbs\.db|desktop\.ini|icon\r|metrics_summary\.csv|samplesheet\.csv|samples\.(csv|tsv)"
     r"|.*_series_matrix\.txt(\.gz)?|.*\.soft(\.gz)?|.*\.(cloupe|vloupe|bai)|web_summary\..*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -139,6 +140,8 @@ class DatasetFile:
         size and time of modification in nanoseconds, remote ones by ETag or checksum or, failing these,
         size and time. It changes whenever the content does; it may also change without (after ``touch``),
         which costs a run that finds nothing new, since the reader's own SHA-256 decides what is stale.
+    sample
+        What the sample sheet says of it, where there is one.
     """
 
     name: str
@@ -147,6 +150,7 @@ class DatasetFile:
     bytes: int
     modified: float
     identity: str
+    sample: Sample | None = None
 
 
 class Inbox(NamedTuple):
@@ -503,6 +507,31 @@ def _walk(entries: list[_Entry]) -> Iterator[_Entry]:
             yield entry
 
 
+def dataset_at(path: str) -> DatasetFile:
+    """A dataset at a path or URL, wherever it is, under the name of its file or folder as it stands.
+
+    Raises
+    ------
+    BadInput
+        When there is nothing, or nothing that could be a dataset.
+    """
+    entry = _remote_entry_at(path) if is_url(path) else _local_entry_at(path)
+    lowered = entry.name.lower()
+    if entry.is_folder:
+        parts = _folder_parts(entry)
+    elif _MATRIX.fullmatch(entry.name):
+        folder = path.rpartition("/")[0]
+        beside = {
+            item.name: item for item in (_list_remote(folder) if is_url(path) else _list_local(folder or "."))
+        }
+        parts = [beside[name] for name in find_triple(beside, entry.name, path)]
+    elif lowered.endswith(_TABLES + _STORES):
+        parts = [entry]
+    else:
+        raise _of_unknown_kind(entry)
+    return _dataset(entry.name, entry.path, parts, None)
+
+
 def _dataset(name: str, path: str, parts: list[_Entry], labels: _Entry | None) -> DatasetFile:
     everything = [*parts, labels] if labels else parts
     parent = len(path.rpartition("/")[0])
@@ -530,6 +559,34 @@ def _list_local(folder: str | Path) -> list[_Entry]:
             f"the folder cannot be listed ({error.strerror})",
             "Check the path and its permissions",
         ) from error
+
+
+def _local_entry_at(path: str) -> _Entry:
+    place = Path(path)
+    try:
+        stat = place.stat()
+    except OSError as error:
+        raise BadInput(
+            path, "", f"cannot be found ({error.strerror})", "Correct its path in the sample sheet"
+        ) from error
+    fingerprint = partial(_local_fingerprint, str(place), stat.st_size, stat.st_mtime_ns)
+    children = partial(_list_local, str(place))
+    return _Entry(place.name, str(place), place.is_dir(), stat.st_size, stat.st_mtime, fingerprint, children)
+
+
+def _remote_entry_at(url: str) -> _Entry:
+    import fsspec
+
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+        filesystem.invalidate_cache()
+        info = filesystem.info(root)
+    except Exception as error:  # each file system raises its own
+        reason = str(error).strip() or type(error).__name__
+        raise BadInput(
+            url, "", f"cannot be found ({reason})", "Correct its URL in the sample sheet"
+        ) from error
+    return _remote_entry(filesystem, {**info, "name": root}, url.rstrip("/"))
 
 
 def _local_entry(entry: os.DirEntry[str]) -> _Entry:
@@ -574,23 +631,26 @@ def _remote_entries(filesystem: Any, folder: str) -> list[_Entry]:
         path = str(info["name"]).rstrip("/")
         if path == folder.rstrip("/"):
             continue  # object stores list a folder's own marker among its content
-        modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0.0
-        seconds = float(modified.timestamp()) if hasattr(modified, "timestamp") else _number(modified)
-        is_folder = info.get("type") == "directory"
-        # A web server answers for a folder with a page; only a trailing slash tells it from a file.
-        slash = "/" if is_folder and path.startswith(("http://", "https://")) else ""
-        entries.append(
-            _Entry(
-                name=path.rsplit("/", 1)[-1],
-                path=filesystem.unstrip_protocol(path) + slash,
-                is_folder=is_folder,
-                bytes=int(info.get("size") or 0),
-                modified=seconds,
-                fingerprint=partial(_remote_fingerprint, filesystem, path, info),
-                children=partial(_remote_entries, filesystem, path),
-            )
-        )
+        entries.append(_remote_entry(filesystem, info, filesystem.unstrip_protocol(path)))
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def _remote_entry(filesystem: Any, info: dict[str, Any], url: str) -> _Entry:
+    path = str(info["name"]).rstrip("/")
+    modified = info.get("LastModified") or info.get("mtime") or info.get("last_modified") or 0.0
+    seconds = float(modified.timestamp()) if hasattr(modified, "timestamp") else _number(modified)
+    is_folder = info.get("type") == "directory"
+    # A web server answers for a folder with a page; only a trailing slash tells it from a file.
+    slash = "/" if is_folder and path.startswith(("http://", "https://")) else ""
+    return _Entry(
+        name=path.rsplit("/", 1)[-1],
+        path=url + slash,
+        is_folder=is_folder,
+        bytes=int(info.get("size") or 0),
+        modified=seconds,
+        fingerprint=partial(_remote_fingerprint, filesystem, path, info),
+        children=partial(_remote_entries, filesystem, path),
+    )
 
 
 def _remote_fingerprint(filesystem: Any, path: str, listed: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import polars as pl
 
 from neumf_assets.core.counts.readers.matrix import Names
 from neumf_assets.core.counts.readers.text import line_blocks
+from neumf_assets.core.counts.samples import Value
 from neumf_assets.core.errors import BadInput
 
 CELL = "cell"
@@ -171,6 +173,19 @@ def _storable(columns: dict[str, Any], file: str) -> dict[str, Any]:
             )
         named[new] = values
     return named
+
+
+def with_sample(labels: pd.DataFrame, described: Mapping[str, Value], file: str) -> pd.DataFrame:
+    """Add what the sample sheet says of all cells of a dataset; where it and the file say something, it counts."""
+    columns: dict[str, Any] = {}
+    for name, value in described.items():
+        text = isinstance(value, str | bool)
+        columns[name] = pd.Categorical([str(value)] * len(labels)) if text else np.full(len(labels), value)
+    for name, values in _storable(columns, file).items():
+        if name in labels:
+            _logger.warning("%s: the sample sheet's column %r is taken, not the file's own", file, name)
+        labels[name] = values
+    return labels
 
 
 def _in_order(cells: Names, labels: pl.DataFrame, file: str) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels
+from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels, with_sample
 from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_anndata
 from neumf_assets.core.counts.readers.contents.droplets import UNFILTERED, Droplets
 from neumf_assets.core.counts.readers.contents.genes import settle_genes
@@ -38,6 +38,7 @@ from neumf_assets.core.counts.readers.parts import (
     too_large,
 )
 from neumf_assets.core.counts.readers.source import FETCHED, Source, fetched
+from neumf_assets.core.counts.samples import Value
 from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.validate import HINT, validated
@@ -54,6 +55,7 @@ def read_counts(
     *,
     name: str | None = None,
     labels: str | Path | None = None,
+    described: Mapping[str, Value] | None = None,
 ) -> ad.AnnData:
     """Read the counts of one dataset.
 
@@ -89,7 +91,7 @@ def read_counts(
     begin = time.perf_counter()
     with fetched(source, name, labels, settings.sha256) as files:
         table = read_labels(files.labels, files.labels_given) if files.labels else None
-        adata = _whole(files, settings, table)
+        adata = _whole(files, settings, table, described)
     adata = _limited(adata, settings)
     adata.uns["provenance"]["read_seconds"] = time.perf_counter() - begin
     return adata
@@ -102,12 +104,13 @@ def store_counts(
     *,
     name: str | None = None,
     labels: str | Path | None = None,
+    described: Mapping[str, Value] | None = None,
 ) -> Stored:
     """Read the counts of one dataset and store them in a folder, in parts where they exceed the memory budget.
 
     Parameters
     ----------
-    source, settings, name, labels
+    source, settings, name, labels, described
         As :func:`read_counts`.
     folder
         Where :func:`~neumf_assets.core.counts.store.load_counts` finds them. Meanwhile it takes what is fetched,
@@ -127,7 +130,7 @@ def store_counts(
         def finish(raw: RawMatrix) -> tuple[pd.DataFrame, dict[str, Any]]:
             provenance = _provenance(files, raw)
             provenance["read_seconds"] = time.perf_counter() - begin
-            return _labels_of(files, settings, raw, table), provenance
+            return _labels_of(files, settings, raw, table, described), provenance
 
         if files.triple and market_too_large(files.path, files.triple, files.given, settings):
             return store_market_in_parts(files.path, files.triple, files.given, settings, folder, finish)
@@ -138,7 +141,7 @@ def store_counts(
         with _parted(files, settings) as parted:
             if parted is not None:
                 return store_in_parts(parted, files.given, settings, folder, finish)
-        adata = _limited(_whole(files, settings, table), settings)
+        adata = _limited(_whole(files, settings, table, described), settings)
     adata.uns["provenance"]["read_seconds"] = time.perf_counter() - begin
     save_counts(adata, folder)
     return Stored(adata.shape, adata.X.nnz, float(adata.X.sum()), dict(adata.uns["provenance"]))
@@ -166,7 +169,9 @@ def _parted_hdf5(file: h5py.File, files: Source, settings: ReadSettings) -> Part
     return tenx_parted(file, files.given) if kind else None
 
 
-def _whole(files: Source, settings: ReadSettings, table: pl.DataFrame | None) -> ad.AnnData:
+def _whole(
+    files: Source, settings: ReadSettings, table: pl.DataFrame | None, described: Mapping[str, Value] | None
+) -> ad.AnnData:
     raw = _read(files, settings, table)
     raw.X = raw.X[:, settle_genes(raw, files.given)]
     adata = validated(raw, files.given, settings)
@@ -175,15 +180,19 @@ def _whole(files: Source, settings: ReadSettings, table: pl.DataFrame | None) ->
     droplets.say(files.given)
     if droplets.background:
         raw.notes[UNFILTERED] = droplets.background
-    adata.obs = _labels_of(files, settings, raw, table)
+    adata.obs = _labels_of(files, settings, raw, table, described)
     adata.uns["provenance"] = _provenance(files, raw)
     return adata
 
 
 def _labels_of(
-    files: Source, settings: ReadSettings, raw: RawMatrix, table: pl.DataFrame | None
+    files: Source,
+    settings: ReadSettings,
+    raw: RawMatrix,
+    table: pl.DataFrame | None,
+    described: Mapping[str, Value] | None,
 ) -> pd.DataFrame:
-    return cell_labels(
+    labels = cell_labels(
         raw.cells,
         raw.obs,
         table,
@@ -192,6 +201,7 @@ def _labels_of(
         files.given,
         files.labels_given,
     )
+    return with_sample(labels, described or {}, files.given)
 
 
 def _provenance(files: Source, raw: RawMatrix) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""An inbox as its sample sheet has it: which samples, under which names, with what is known of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from neumf_assets.core.counts.discover import DatasetFile, Inbox, check_name, dataset_at, is_url
+from neumf_assets.core.counts.samples import SHEETS, Sample, read_samples
+from neumf_assets.core.errors import BadInput
+
+
+def find_sheet(inbox: str, named: str | None) -> str | None:
+    """Path or URL of the study's sample sheet: the one that the settings name, else the inbox's own, if any.
+
+    A relative path in the settings is one below the inbox.
+    """
+    if named is not None:
+        absolute = is_url(named) or Path(named).is_absolute()
+        return named if absolute else f"{inbox.rstrip('/')}/{named}"
+    if not is_url(inbox):
+        return next((str(Path(inbox) / name) for name in SHEETS if (Path(inbox) / name).is_file()), None)
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(inbox)
+    for name in SHEETS:
+        try:
+            if filesystem.isfile(f"{root.rstrip('/')}/{name}"):
+                return f"{inbox.rstrip('/')}/{name}"
+        except Exception:  # each file system raises its own; whoever lists the inbox tells
+            return None
+    return None
+
+
+def load_samples(sheet: str) -> list[Sample]:
+    """Read a sample sheet from a path or URL.
+
+    Raises
+    ------
+    BadInput
+        When it cannot be read, or is wrong; naming line and column.
+    """
+    try:
+        if is_url(sheet):
+            import fsspec
+
+            filesystem, path = fsspec.core.url_to_fs(sheet)
+            filesystem.invalidate_cache()
+            content = filesystem.cat_file(path)
+        else:
+            content = Path(sheet).read_bytes()
+    except Exception as error:  # each file system raises its own
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise BadInput(
+            sheet, "", f"cannot be read ({reason})", "Check study.samples, and its permissions"
+        ) from error
+    return read_samples(content, sheet)
+
+
+def with_samples(inbox: Inbox, samples: Sequence[Sample], sheet: str) -> Inbox:
+    """The datasets that a sheet lists, under the names that it gives.
+
+    What the inbox holds besides is refused, so that nothing is left out without a word.
+
+    Parameters
+    ----------
+    inbox
+        What lies in the inbox.
+    samples
+        The sheet's lines.
+    sheet
+        Its path or URL.
+    """
+    by_name = {item.name: item for item in inbox.datasets}
+    by_path = {_resolved(item.path): item for item in inbox.datasets}
+    refusals = {_resolved(str(error.file)): error for error in inbox.refused}
+    datasets, refused, used = [], [], set()
+    for sample in samples:
+        place = f"line {sample.line}"
+        try:
+            check_name(sample.name, sheet)
+            if not sample.path:
+                found = by_name.get(sample.name)
+                if found is None:
+                    problem = f"the inbox holds no dataset {sample.name!r}"
+                    mend = "Put its file there, or give its path in the column 'path'"
+                    raise BadInput(sheet, place, problem, mend)
+            else:
+                path = _placed(sample.path, sheet)
+                found = by_path.get(_resolved(path))
+                own = refusals.pop(_resolved(path), None)
+                if (
+                    found is None and own is not None and own.place != "name"
+                ):  # a name may be given by the sheet
+                    raise own
+                for folder in [above for above in refusals if _resolved(path).startswith(f"{above}/")]:
+                    del refusals[folder]
+                found = found or dataset_at(path)
+            used.add(found.name if found in by_name.values() else "")
+            labels = found.labels or _labels_of(sample.name, by_name)
+            datasets.append(_described(found, sample, labels))
+        except BadInput as error:
+            mend = error.mend
+            named = (
+                error if str(error.file) == sheet else BadInput(error.file, error.place, error.problem, mend)
+            )
+            refused.append(named)
+    for name, item in by_name.items():
+        if name not in used:
+            refused.append(
+                BadInput(
+                    item.path,
+                    "",
+                    f"is not listed in the sample sheet {Path(sheet).name}",
+                    "Add a line for it there, or take it out of the inbox",
+                )
+            )
+    return Inbox(sorted(datasets, key=lambda item: item.name), [*refusals.values(), *refused])
+
+
+def _described(found: DatasetFile, sample: Sample, labels: str | None) -> DatasetFile:
+    known = json.dumps([sample.sha256, dict(sample.columns), dict(sample.limits)], sort_keys=True)
+    identity = hashlib.sha256(f"{found.identity} {known}".encode()).hexdigest()
+    return replace(found, name=sample.name, labels=labels, identity=identity, sample=sample)
+
+
+def _labels_of(name: str, datasets: dict[str, DatasetFile]) -> str | None:
+    return datasets[name].labels if name in datasets else None
+
+
+def _placed(path: str, sheet: str) -> str:
+    """A path of the sheet: one that is relative starts where the sheet lies."""
+    if is_url(path) or (Path(path).is_absolute() and not is_url(sheet)):
+        return path
+    folder = sheet.rpartition("/")[0] or "."
+    return f"{folder}/{path}" if is_url(sheet) else str(Path(folder) / path)
+
+
+def _resolved(path: str) -> str:
+    if not is_url(path):
+        return str(Path(path).resolve())
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(path)
+    return str(filesystem.unstrip_protocol(root)).rstrip("/")
