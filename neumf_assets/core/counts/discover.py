@@ -35,7 +35,9 @@ SMALL = 1 << 16
 
 _TABLES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 _STORES = (".h5", ".hdf5", ".h5ad", ".loom", ".h5.gz", ".hdf5.gz", ".h5ad.gz", ".loom.gz")
-_KINDS = re.compile(r"(\.(csv|tsv|txt|h5|hdf5|h5ad|loom|zarr))?(\.gz)?", re.IGNORECASE)
+ARCHIVES = (".zip", ".tar.gz", ".tgz")
+"""Archives that may hold the files of one sample."""
+_KINDS = re.compile(r"(\.(csv|tsv|txt|h5|hdf5|h5ad|loom|zarr))?(\.gz|\.zip|\.tar\.gz|\.tgz)?", re.IGNORECASE)
 _MATRIX = re.compile(r"(?P<stem>.*?)[._-]?(?:matrix)?\.mtx(?:\.gz)?", re.DOTALL)
 _COMPANION = re.compile(
     r"(?P<stem>.*?)[._-]?(?P<kind>barcodes|features|genes)\.(tsv|txt)(?:\.gz)?", re.DOTALL
@@ -79,13 +81,17 @@ _NESTED = (
     *(f"count/{name}" for name in _FILTERED),
     *(f"{outs}per_sample_outs/*/count/{name}" for outs in ("", "outs/") for name in _FILTERED),
     "filtered",
+    "DGE_filtered",
+    "all-sample/DGE_filtered",
+    "alevin",
+    "quants/alevin",
     *(
         f"{solo}{kind}/filtered"
         for solo in ("", "Solo.out/")
         for kind in ("Gene", "GeneFull", "GeneFull_Ex50pAS", "GeneFull_ExonOverIntron", "Velocyto")
     ),
 )
-"""Where Cell Ranger (count and multi) and STARsolo put their filtered matrices; ``*`` is any one folder."""
+"""Where Cell Ranger (count and multi), STARsolo, Parse and alevin-fry put their matrices; ``*`` is any one folder."""
 _BESIDE_FILTERED = re.compile(r"raw_(feature|gene)_bc_matri(x|ces)(\.h5)?|molecule_info\.h5|analysis|.*\.bam")
 _MEND_NAME = (
     "Rename it so that what comes before its ending starts with a letter or digit and holds at most 64 "
@@ -95,7 +101,7 @@ _UNPACK = (
     "Unpack it, and put the count files of each sample into the inbox, or into a folder of its own there"
 )
 _OTHER_ENDINGS = {
-    (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".zip", ".7z", ".rar"): ("is an archive", _UNPACK),
+    (".tar", ".tar.bz2", ".7z", ".rar"): ("is an archive", _UNPACK),
     (".bz2", ".xz", ".zst"): ("is packed in a way that is not read here", "Unpack it, or pack it with gzip"),
     (".xlsx", ".xls", ".ods"): ("is a workbook", "Export the sheet with the counts as CSV (UTF-8)"),
     (".rds", ".rda", ".rdata", ".robj"): (
@@ -182,6 +188,11 @@ class _Entry:
     missing: bool = False
 
 
+def is_table(name: str) -> bool:
+    """Whether a file is called as a table of text."""
+    return name.lower().endswith(_TABLES)
+
+
 def is_url(source: str | Path) -> bool:
     """Whether ``source`` is a URL rather than a local path."""
     return isinstance(source, str) and "://" in source
@@ -235,6 +246,12 @@ def find_triple(names: Iterable[str], matrix: str, file: str | Path) -> Triple:
     match = _MATRIX.fullmatch(matrix)
     stem = match["stem"] if match else ""
     present = set(names)
+    for tables in _OTHER_TABLES:
+        own = [
+            next((f"{name}{end}" for end in (".gz", "") if f"{name}{end}" in present), "") for name in tables
+        ]
+        if all(own):
+            return Triple(matrix, *own)
 
     def companion(*kinds: str) -> str:
         own = {"": ("",), _SPLICED: ("",)}.get(
@@ -256,6 +273,13 @@ def find_triple(names: Iterable[str], matrix: str, file: str | Path) -> Triple:
         raise BadInput(file, "", f"{wanted} is missing beside {matrix}", "Put it there")
 
     return Triple(matrix, companion("barcodes"), companion("features", "genes.names", "genes"))
+
+
+_OTHER_TABLES = (
+    ("quants_mat_rows.txt", "quants_mat_cols.txt"),  # alevin-fry
+    ("cell_metadata.csv", "all_genes.csv"),  # Parse
+)
+"""Names of barcodes and features beside a matrix, as some programmes call them."""
 
 
 def _shared_companion(names: set[str], kinds: tuple[str, ...]) -> str | None:
@@ -307,6 +331,20 @@ def matrix_folder(folder: str | Path, names: Callable[[str], list[str]]) -> tupl
         "holds no matrix.mtx[.gz] and is no Zarr store",
         "Put a 10x or STARsolo matrix folder there",
     )
+
+
+def the_only_file(names: Iterable[str]) -> str | None:
+    """The one count file of a folder (HDF5, or a table), where there is nothing else that could be counts."""
+    there = [name for name in names if not _is_passed_over(name) and not labels_name(name)]
+    counts = [name for name in there if name.lower().endswith(_TABLES + _STORES)]
+    stores = [name for name in counts if name.lower().endswith(_STORES)]
+    filtered = [name for name in stores if "raw" not in name.lower() and "molecule_info" not in name.lower()]
+    if any(_MATRIX.fullmatch(name) or _COMPANION.fullmatch(name) for name in there):
+        return None
+    for found in (filtered, counts):
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _folders_like(pattern: str, names: Callable[[str], list[str]], above: str = "") -> Iterator[str]:
@@ -439,7 +477,7 @@ def _group(
                 companions.append(entry)
             elif labels_name(entry.name):
                 continue
-            elif lowered.endswith(_TABLES + _STORES):
+            elif lowered.endswith(_TABLES + _STORES + ARCHIVES):
                 yield entry.path, [entry]
             else:
                 raise _of_unknown_kind(entry)
@@ -488,6 +526,8 @@ def _folder_parts(folder: _Entry) -> list[_Entry]:
     children = folder.children()
     if {child.name for child in children} & {".zgroup", "zarr.json", ".zattrs", ".zmetadata"}:
         return list(_walk(children))
+    if only := the_only_file([child.name for child in children]):
+        return [child for child in children if child.name == only]
 
     def below(path: str) -> list[_Entry]:
         level = children
@@ -525,7 +565,7 @@ def dataset_at(path: str) -> DatasetFile:
             item.name: item for item in (_list_remote(folder) if is_url(path) else _list_local(folder or "."))
         }
         parts = [beside[name] for name in find_triple(beside, entry.name, path)]
-    elif lowered.endswith(_TABLES + _STORES):
+    elif lowered.endswith(_TABLES + _STORES + ARCHIVES):
         parts = [entry]
     else:
         raise _of_unknown_kind(entry)

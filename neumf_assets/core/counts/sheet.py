@@ -99,7 +99,12 @@ def with_samples(inbox: Inbox, samples: Sequence[Sample], sheet: str) -> Inbox:
                 for folder in [above for above in refusals if _resolved(path).startswith(f"{above}/")]:
                     del refusals[folder]
                 found = found or dataset_at(path)
-            used.add(found.name if found in by_name.values() else "")
+            place_of = _resolved(found.path)
+            used |= {
+                name
+                for name, item in by_name.items()
+                if f"{place_of}/".startswith(f"{_resolved(item.path)}/")  # itself, or the folder it lies in
+            }
             labels = found.labels or _labels_of(sample.name, by_name)
             datasets.append(_described(found, sample, labels))
         except BadInput as error:

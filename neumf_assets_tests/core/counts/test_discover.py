@@ -62,7 +62,7 @@ def test_an_inbox_that_is_itself_a_matrix_folder(tmp_path: Path) -> None:
         (["ctrl.xlsx"], "is a workbook. Export the sheet with the counts as CSV"),
         (["ctrl.docx"], "its ending is none of a known count file"),
         (["ctrl.rds"], "only R can open. Export its counts, in R: "),
-        (["ctrl.tar.gz"], "is an archive. Unpack it"),
+        (["ctrl.tar"], "is an archive. Unpack it"),
         (["ctrl_matrix.mtx", "ctrl_genes.tsv"], "ctrl_barcodes.tsv[.gz] is missing beside ctrl_matrix.mtx"),
         (["ctrl_barcodes.tsv.gz"], "the Matrix Market file that it belongs to is missing"),
         (["ctrl.labels.csv"], "there is no dataset of this name to label"),

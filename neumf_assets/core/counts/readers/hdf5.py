@@ -23,7 +23,7 @@ from neumf_assets.core.counts.readers.matrix import (
     read_vector,
     sparse_from_arrays,
 )
-from neumf_assets.core.counts.readers.probe import trouble
+from neumf_assets.core.counts.readers.probe import NOT_READ, missing_filter, plugins, trouble
 from neumf_assets.core.errors import BadInput
 
 _CELL_NAMES = ("CellID", "obs_names", "cell_names", "barcode", "Barcode", "barcodes", "cell_id", "cell")
@@ -49,6 +49,7 @@ def opened(path: Path, given: str) -> Iterator[h5py.File]:
         raise BadInput(given, "", "is not an HDF5 file", "Check the ending; copy or export it again")
     if found := trouble(path):
         raise _damaged(given, found)
+    plugins()
     try:
         with h5py.File(path, "r") as file:
             check_sizes(file, path.stat().st_size, given)
@@ -78,6 +79,13 @@ def check_sizes(group: h5py.Group, stored: int, given: str) -> None:
     def check(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if not isinstance(item, h5py.Dataset):
             return
+        if name.split("/")[0] not in NOT_READ and (missing := missing_filter(item)):
+            raise BadInput(
+                given,
+                name,
+                f"is compressed by a plugin of HDF5 that is not there ({missing})",
+                "Install it (pip install hdf5plugin), or write the file again with gzip",
+            )
         if item.external or item.is_virtual:
             raise BadInput(given, name, "keeps its values in another file", "Export it into one file")
         claimed = max(math.prod(item.chunks or (0,)) * item.dtype.itemsize, item.nbytes or 0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
@@ -165,8 +166,9 @@ class _Tables:
 
     def __init__(self, root: Path, triple: Triple, given: str) -> None:
         self._given, self.matrix_file = given, _file(given, triple.matrix)
-        self._barcodes = _lines(root / triple.barcodes, _file(given, triple.barcodes))
-        self._features = _lines(root / triple.features, _file(given, triple.features))
+        self._barcodes, described = _table(root / triple.barcodes, _file(given, triple.barcodes))
+        self._features, _ = _table(root / triple.features, _file(given, triple.features))
+        self._obs = described
         self._settle()
 
     def _settle(self) -> None:
@@ -194,6 +196,7 @@ class _Tables:
             rows="genes" if genes_first else "cells",
             gene_ids=accessions if len(self._features) > 1 else None,
             feature_types=self.types,
+            obs=self._obs,
             notes={"orientation": "genes_by_cells" if genes_first else "cells_by_genes"},
         )
         return raw
@@ -205,6 +208,22 @@ def _file(given: str, name: str) -> str:
     if folder.endswith((".mtx", ".mtx.gz")):
         folder = folder.rpartition("/")[0]
     return f"{folder}/{name}" if folder else name
+
+
+def _table(path: Path, file: str) -> tuple[list[pl.Series], pd.DataFrame | None]:
+    """Columns of names; of a table with commas and a header, as Parse writes it, two, and the others by name."""
+    if not path.name.endswith((".csv", ".csv.gz")):
+        return _lines(path, file), None
+    content = b"".join(line_blocks(path, file))
+    try:
+        table = pl.read_csv(io.BytesIO(content), infer_schema=False).fill_null("")
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BadInput(file, "", f"is no table separated by commas ({reason})", "Export it again") from error
+    columns = table.get_columns()
+    names = columns[:2] if "gene" in table.columns[0] else columns[:1]
+    others = {column.name: column.to_list() for column in columns[len(names) :]}
+    return [_unquoted(column) for column in names], pd.DataFrame(others) if others else None
 
 
 def _lines(path: Path, file: str) -> list[pl.Series]:

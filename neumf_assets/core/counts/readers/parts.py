@@ -16,7 +16,7 @@ from neumf_assets.core import memory
 from neumf_assets.core.counts.discover import Triple
 from neumf_assets.core.counts.readers.anndata_files import described, layout_of, shape_of
 from neumf_assets.core.counts.readers.contents.droplets import UNFILTERED, Droplets
-from neumf_assets.core.counts.readers.contents.genes import settle_genes
+from neumf_assets.core.counts.readers.contents.genes import settle_genes, take_genes
 from neumf_assets.core.counts.readers.delimited import estimated_entries, spill_delimited
 from neumf_assets.core.counts.readers.hdf5 import (
     loom_place,
@@ -311,7 +311,7 @@ def _stored(
     folder.mkdir(parents=True, exist_ok=True)
     with CountsWriter(folder / FILE) as writer:
         for start, stop, X in parts:
-            part = validated(_cut(whole, X[:, kept], start, stop), given, settings)
+            part = validated(_cut(whole, take_genes(X, kept), start, stop), given, settings)
             part.obs = obs.iloc[start:stop]
             part.uns["provenance"] = provenance
             writer.add(part)

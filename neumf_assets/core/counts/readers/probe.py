@@ -8,18 +8,20 @@ by its path, with h5py alone, and takes about a third of a second.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 _SMALL = 1 << 26
 _LEAST_MEMORY = 1 << 30
 _MEMORY_PER_BYTE = 64
 _LEAST_SECONDS = 30.0
 _BYTES_PER_SECOND = 20e6
-_NOT_READ = ("uns", "obsm", "obsp", "varm", "varp", "row_graphs", "col_graphs")
+NOT_READ = ("uns", "obsm", "obsp", "varm", "varp", "row_graphs", "col_graphs")
 _REFUSED = 3
 
 
@@ -44,12 +46,34 @@ def trouble(path: Path) -> str:
     return "reading it crashes the HDF5 library" if done.returncode < 0 else ""
 
 
+def plugins() -> None:
+    """Load the compressors that HDF5 takes from outside, where they are installed."""
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401
+
+
+def missing_filter(item: Any) -> str:
+    """Name the filter that a data set needs and that is not there, "" where all are."""
+    import h5py
+
+    written = item.id.get_create_plist()
+    for number in range(written.get_nfilters()):
+        code, _, _, name = written.get_filter(number)
+        if not h5py.h5z.filter_avail(code):
+            return f"{name.decode(errors='replace') or 'unknown'}, filter {code}"
+    return ""
+
+
 def _read_parts(path: str) -> None:
     import h5py
 
+    plugins()
+
     def read(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if name.split("/")[0] in _NOT_READ:
+        if name.split("/")[0] in NOT_READ:
             return
+        if isinstance(item, h5py.Dataset) and missing_filter(item):
+            return  # the reader says what to install
         for key in item.attrs:
             item.attrs[key]
         if isinstance(item, h5py.Dataset) and (item.dtype.kind in "OS" or item.nbytes <= _SMALL):

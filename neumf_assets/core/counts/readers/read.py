@@ -17,7 +17,7 @@ import polars as pl
 from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels, with_sample
 from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_anndata
 from neumf_assets.core.counts.readers.contents.droplets import UNFILTERED, Droplets
-from neumf_assets.core.counts.readers.contents.genes import settle_genes
+from neumf_assets.core.counts.readers.contents.genes import settle_genes, take_genes
 from neumf_assets.core.counts.readers.delimited import read_delimited
 from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
 from neumf_assets.core.counts.readers.long_table import long_columns, read_long_table
@@ -173,7 +173,7 @@ def _whole(
     files: Source, settings: ReadSettings, table: pl.DataFrame | None, described: Mapping[str, Value] | None
 ) -> ad.AnnData:
     raw = _read(files, settings, table)
-    raw.X = raw.X[:, settle_genes(raw, files.given)]
+    raw.X = take_genes(raw.X, settle_genes(raw, files.given))
     adata = validated(raw, files.given, settings)
     droplets = Droplets()
     droplets.add(adata.X)

@@ -20,7 +20,9 @@ from neumf_assets.core.counts.discover import (
     is_url,
     labels_name,
     matrix_folder,
+    the_only_file,
 )
+from neumf_assets.core.counts.readers.archive import is_archive, unpacked
 from neumf_assets.core.errors import BadInput
 
 FETCHED = "neumf-"
@@ -91,6 +93,11 @@ def fetched(
         digests = {file: _digest(path / file if file else path, str(source)) for file in files}
         digest = _combine(digests)
         size = sum((path / file if file else path).stat().st_size for file in files)
+        if files == [""] and is_archive(path):
+            path = unpacked(path, Path(scratch) / "archive", str(source))
+            files, triple = _files(path, "", str(source))
+        if triple is None and len(files) == 1 and files[0] and not _ZARR_MARKS & set(files):
+            path, files = path / files[0], [""]  # the only file of its folder
         if files == [""]:
             path = _unpacked(path, Path(scratch) / "unpacked", str(source))
         if name in expected and expected[name] != digest:
@@ -231,6 +238,8 @@ def _files(path: Path, matrix: str, given: str) -> tuple[list[str], Triple | Non
         return sorted(triple), triple
     if _ZARR_MARKS & set(names("")):
         return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()), None
+    if only := the_only_file(names("")):
+        return [only], None
     below, triple = matrix_folder(given, names)
     prefixed = Triple(*((PurePosixPath(below) / part).as_posix() for part in triple))
     return sorted(prefixed), prefixed

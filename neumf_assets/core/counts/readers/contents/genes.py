@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import TypeAlias
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy import sparse
 
 from neumf_assets.core.counts.genes.accessions import are_accessions, species_of, stable_ids
 from neumf_assets.core.counts.readers.matrix import Names, RawMatrix
@@ -41,7 +43,15 @@ _MOST = 0.5
 _NAMED_AT_MOST = 5
 
 
-def settle_genes(raw: RawMatrix, file: str) -> NDArray[np.bool_] | slice:
+Settled: TypeAlias = "NDArray[np.bool_] | slice | sparse.csr_matrix"
+
+
+def take_genes(X: sparse.csr_matrix, settled: Settled) -> sparse.csr_matrix:
+    """The entries of the genes that :func:`settle_genes` found."""
+    return (X @ settled).tocsr() if sparse.issparse(settled) else X[:, settled]
+
+
+def settle_genes(raw: RawMatrix, file: str) -> Settled:
     """Settle which columns of a matrix are genes, and what these are called.
 
     Parameters
@@ -53,13 +63,18 @@ def settle_genes(raw: RawMatrix, file: str) -> NDArray[np.bool_] | slice:
 
     Returns
     -------
-    The columns to keep of the entries.
+    What :func:`take_genes` makes of the entries: columns to keep, or a matrix that adds some of them up.
 
     Raises
     ------
     BadInput
         When there is nothing but features of other types, as antibodies.
     """
+    summed = _sum_splicing(raw, file)
+    if summed is not None:
+        _fill_names(raw)
+        _find_species(raw)
+        return summed
     _refuse_tags(raw, file)
     kept = _gene_expression(raw, file) & _counted(raw, file)
     if not kept.all():
@@ -72,6 +87,35 @@ def settle_genes(raw: RawMatrix, file: str) -> NDArray[np.bool_] | slice:
     _find_species(raw)
     _say_odd_names(raw, file)
     return slice(None) if kept.all() else kept
+
+
+def _sum_splicing(raw: RawMatrix, file: str) -> sparse.csr_matrix | None:
+    """Add up what alevin-fry counts apart for each gene: spliced and ambiguous molecules, as other tools count.
+
+    In its mode "USA" a gene has three columns, NAME, NAME-U (unspliced) and NAME-A (ambiguous).
+    """
+    names = pl.Series(raw.genes, dtype=pl.String)
+    third, rest = divmod(len(names), 3)
+    if rest or not third:
+        return None
+    plain = names[:third]
+    for at, ending in ((1, "-U"), (2, "-A")):
+        if not (names[at * third : (at + 1) * third] == plain + ending).all():
+            return None
+    _logger.warning(
+        "%s: counts of alevin-fry's mode USA: spliced and ambiguous molecules of each gene are added up, unspliced "
+        "ones (%d columns) are left out",
+        file,
+        third,
+    )
+    raw.notes["molecules"] = "spliced and ambiguous"
+    genes = np.arange(third)
+    rows = np.concatenate([genes, genes + 2 * third])
+    raw.genes, raw.gene_positions = raw.genes[:third], genes
+    raw.gene_ids = None if raw.gene_ids is None else raw.gene_ids[:third]
+    raw.feature_types = None
+    ones = np.ones(2 * third, dtype=np.int64)
+    return sparse.csr_matrix((ones, (rows, np.concatenate([genes, genes]))), shape=(3 * third, third))
 
 
 def _refuse_tags(raw: RawMatrix, file: str) -> None:
