@@ -111,11 +111,22 @@ def test_modules_import_each_other_in_no_circle() -> None:
     modules = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")
     }
-    graph = {
-        name: {of for of in (name_of(found, modules) for found in imports_of(path)) if of not in (None, name)}
-        for name, path in modules.items()
-    }
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found = {of for of in (name_of(one, modules) for one in imports_of(path)) if of and of != name}
+        graph[name] = found | {room for of in found for room in opened(name, of, modules)}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def opened(name: str, imported: str, modules: Mapping[str, Path]) -> set[str]:
+    """The packages whose own code runs when a module of another package imports from them."""
+    parts = imported.split(".")[:-1]
+    packages = [".".join(parts[: length + 1]) for length in range(len(parts))]
+    return {
+        f"{package}.__init__"
+        for package in packages
+        if f"{package}.__init__" in modules and not name.startswith(f"{package}.")
+    }
 
 
 def name_of(imported: str, modules: Mapping[str, Path]) -> str | None:

@@ -113,6 +113,11 @@ class StoredCounts:
         return csr_matrix(parts, shape=(indptr.size - 1, self.shape[1]), copy=False)
 
 
+def is_measured(column: pd.Series) -> bool:
+    """Whether a column of cells holds numbers, and no labels."""
+    return bool(pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype))
+
+
 @dataclass(frozen=True)
 class StackedCounts:
     """Several datasets, or a part of their genes, as one matrix that stays on disk.

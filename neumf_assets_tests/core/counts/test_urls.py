@@ -15,9 +15,9 @@ import pytest
 
 from neumf_assets.core.counts.discover import list_datasets
 from neumf_assets.core.counts.readers import read_counts
+from neumf_assets.core.counts.readers.contents.validate import validated
 from neumf_assets.core.counts.readers.read import store_counts
 from neumf_assets.core.counts.settings import ReadSettings
-from neumf_assets.core.counts.validate import validated
 from neumf_assets.core.errors import BadInput
 from neumf_assets_tests.core.counts import files
 from neumf_assets_tests.core.counts.files import FORMATS, SMALL

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from neumf_assets.core.cells.neighbours import Neighbours
-from neumf_assets.core.counts.labels import is_measured
 from neumf_assets.core.counts.qc import OUR_COLUMNS
+from neumf_assets.core.counts.stored import is_measured
 from neumf_assets.core.errors import NeumfError
 
 if TYPE_CHECKING:

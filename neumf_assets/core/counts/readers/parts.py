@@ -17,6 +17,7 @@ from neumf_assets.core.counts.discover import Triple
 from neumf_assets.core.counts.readers.anndata_files import described, layout_of, shape_of
 from neumf_assets.core.counts.readers.contents.droplets import UNFILTERED, Droplets
 from neumf_assets.core.counts.readers.contents.genes import settle_genes, take_genes
+from neumf_assets.core.counts.readers.contents.validate import check_names_of, validated
 from neumf_assets.core.counts.readers.delimited import estimated_entries, spill_delimited
 from neumf_assets.core.counts.readers.hdf5 import (
     loom_place,
@@ -42,7 +43,6 @@ from neumf_assets.core.counts.readers.matrix import (
 )
 from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import FILE, CountsWriter
-from neumf_assets.core.counts.validate import check_names_of, validated
 from neumf_assets.core.errors import BadInput
 
 BLOCK_CELLS = 8192

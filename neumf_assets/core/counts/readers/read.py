@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from neumf_assets.core.counts.labels import CELL, cell_labels, read_labels, with_sample
 from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_anndata
 from neumf_assets.core.counts.readers.contents.droplets import UNFILTERED, Droplets
 from neumf_assets.core.counts.readers.contents.genes import settle_genes, take_genes
+from neumf_assets.core.counts.readers.contents.labels import CELL, cell_labels, read_labels, with_sample
+from neumf_assets.core.counts.readers.contents.validate import HINT, validated
 from neumf_assets.core.counts.readers.delimited import read_delimited
 from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
 from neumf_assets.core.counts.readers.long_table import long_columns, read_long_table
@@ -41,7 +42,6 @@ from neumf_assets.core.counts.readers.source import FETCHED, Source, fetched
 from neumf_assets.core.counts.samples import Value
 from neumf_assets.core.counts.settings import ReadSettings
 from neumf_assets.core.counts.store import save_counts
-from neumf_assets.core.counts.validate import HINT, validated
 from neumf_assets.core.errors import BadInput
 from neumf_assets.core.store import remove_left
 

@@ -1,4 +1,4 @@
-"""What a matrix holds, whatever its format: genes and their names, cells or droplets, and which side is which.
+"""What a matrix holds, whatever its format: genes and their names, labels, cells or droplets, which side is which.
 
-Imports `readers.matrix`.
+And whether its entries are counts. Imports `readers.matrix` and `readers.text`.
 """

@@ -14,6 +14,7 @@ import polars as pl
 from neumf_assets.core.counts.readers.matrix import Names
 from neumf_assets.core.counts.readers.text import line_blocks
 from neumf_assets.core.counts.samples import Value
+from neumf_assets.core.counts.stored import is_measured
 from neumf_assets.core.errors import BadInput
 
 CELL = "cell"
@@ -211,11 +212,6 @@ def _is_label(column: pd.Series) -> bool:
     ):
         return bool(pd.api.types.is_bool_dtype(kind) or pd.api.types.is_numeric_dtype(kind))
     return bool(column.nunique() <= max(_FEW, _MOST_VALUES * len(column)))
-
-
-def is_measured(column: pd.Series) -> bool:
-    """Whether a column holds numbers, and no labels."""
-    return bool(pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype))
 
 
 def _measured(texts: pd.Categorical) -> Any:
