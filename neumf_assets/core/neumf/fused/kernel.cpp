@@ -5,20 +5,22 @@
 
 #include "bfloat16.h"
 #include "float32.h"
+#include "gmf.h"
 
 namespace fused {
 
-template <class Tower>
-void run(Block& block) {
-  const int64_t units = (block.genes + kGeneUnit - 1) / kGeneUnit;
-  const int threads = static_cast<int>(block.threads < units ? block.threads : units);
-  std::vector<std::unique_ptr<Tower>> towers(threads);
+// Deals units of genes to threads, each with a worker of its own; what they found is added up in their order.
+template <class Worker, class Make, class Use>
+void share_genes(int64_t genes, int64_t unit, int32_t wanted, Make make, Use use) {
+  const int64_t units = (genes + unit - 1) / unit;
+  const int threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(wanted, units)));
+  std::vector<std::unique_ptr<Worker>> workers(threads);
   std::vector<std::exception_ptr> failures(threads);
   auto work = [&](int t) {
     try {
-      const int64_t first = units * t / threads * kGeneUnit, last = units * (t + 1) / threads * kGeneUnit;
-      towers[t] = std::make_unique<Tower>(block, first, last < block.genes ? last : block.genes);
-      towers[t]->run();
+      const int64_t first = units * t / threads * unit, last = std::min(genes, units * (t + 1) / threads * unit);
+      workers[t] = make(first, last);
+      workers[t]->run();
     } catch (...) {
       failures[t] = std::current_exception();
     }
@@ -29,9 +31,30 @@ void run(Block& block) {
   for (std::thread& other : others) other.join();
   for (const std::exception_ptr& failure : failures)
     if (failure) std::rethrow_exception(failure);
+  for (const auto& worker : workers) use(*worker);
+}
+
+template <class Tower>
+void run(Block& block) {
   block.loss = 0;
-  if (block.objective == kPredict) return;
-  for (const auto& tower : towers) tower->add_to(block);
+  share_genes<Tower>(
+      block.genes, kGeneUnit, block.threads,
+      [&](int64_t first, int64_t last) { return std::make_unique<Tower>(block, first, last); },
+      [&](const Tower& tower) {
+        if (block.objective != kPredict) tower.add_to(block);
+      });
+}
+
+void run(GmfBlock& block) {
+  const int64_t padded = round_up(block.size, kLanes);
+  Buffer<float> cell(round_up(block.cells, kTileCells) * padded);
+  for (int64_t c = 0; c < block.cells; ++c)
+    std::memcpy(cell + c * padded, block.cell + c * block.size, block.size * sizeof(float));
+  block.loss = 0;
+  share_genes<Gmf>(
+      block.genes, kTileGenes, block.threads,
+      [&](int64_t first, int64_t last) { return std::make_unique<Gmf>(block, cell, first, last); },
+      [&](const Gmf& part) { part.add_to(block); });
 }
 
 }  // namespace fused
@@ -65,6 +88,28 @@ int32_t fused_supports(int32_t precision) {
 #endif
   return precision == fused::kFloat32;
 }
+
+// 0: done; 1: out of memory or threads.
+int32_t fused_gmf(fused::GmfBlock* block) {
+  try {
+    fused::run(*block);
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+
+int32_t fused_adam(const fused::AdamStep* step) {
+  try {
+    fused::adam(*step);
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+
+int64_t fused_gmf_size() { return sizeof(fused::GmfBlock); }
+int64_t fused_adam_size() { return sizeof(fused::AdamStep); }
 
 // Bytes of the block, so that the caller can tell a mismatched library.
 int64_t fused_block_size() { return sizeof(fused::Block); }

@@ -19,10 +19,19 @@ import tempfile
 from pathlib import Path
 
 MAX_DEPTH = 5
-FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 BUILD_SECONDS = 300
-SOURCES = ("kernel.cpp", "block.h", "simd.h", "objective.h", "float32.h", "bfloat16.h")
+SOURCES = ("kernel.cpp", "block.h", "simd.h", "objective.h", "float32.h", "bfloat16.h", "gmf.h")
+KERNEL = "NEUMF_KERNEL"
+"""Environment variable that forces a path of the kernels, for tests and comparisons."""
+PATHS = {
+    "avx2": "-march=haswell",
+    "avx512": "-march=skylake-avx512",
+    "avx512bf16": "-march=cooperlake",
+    "amx": "-march=sapphirerapids",
+    "portable": "",
+}
 
 
 class KernelUnavailable(RuntimeError):
@@ -71,6 +80,71 @@ class Block(ctypes.Structure):
     )
 
 
+class GmfBlock(ctypes.Structure):
+    """Mirror of ``struct GmfBlock`` in ``gmf.h``."""
+
+    _fields_ = (
+        ("cells", ctypes.c_int64),
+        ("genes", ctypes.c_int64),
+        ("size", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("max_log_mean", ctypes.c_float),
+        ("unused", ctypes.c_int32),
+        ("cell", ctypes.c_void_p),
+        ("gene", ctypes.c_void_p),
+        ("cell_offset", ctypes.c_void_p),
+        ("gene_bias", ctypes.c_void_p),
+        ("y_start", ctypes.c_void_p),
+        ("y_length", ctypes.c_void_p),
+        ("y_index", ctypes.c_void_p),
+        ("y_value", ctypes.c_void_p),
+        ("held_out", ctypes.c_void_p),
+        ("held_out_width", ctypes.c_int64),
+        ("loss", ctypes.c_double),
+        ("dcell", ctypes.c_void_p),
+        ("dgene", ctypes.c_void_p),
+        ("dcell_offset", ctypes.c_void_p),
+        ("dgene_bias", ctypes.c_void_p),
+    )
+
+
+class AdamStep(ctypes.Structure):
+    """Mirror of ``struct AdamStep`` in ``gmf.h``."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("beta1", ctypes.c_double),
+        ("beta2", ctypes.c_double),
+        ("epsilon", ctypes.c_float),
+        ("share", ctypes.c_float),
+        ("row", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p),
+        ("rate", ctypes.c_void_p),
+        ("decay", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("first", ctypes.c_void_p),
+        ("second", ctypes.c_void_p),
+        ("steps", ctypes.c_void_p),
+    )
+
+
+def native_flags() -> tuple[tuple[str, ...], ...]:
+    """Flags that target this CPU, in the order in which they are tried; or the path that is forced.
+
+    Raises
+    ------
+    KernelUnavailable
+        When the path that is forced is none.
+    """
+    forced = os.environ.get(KERNEL)
+    if not forced:
+        return NATIVE_FLAGS
+    if forced not in PATHS:
+        raise KernelUnavailable(f"{KERNEL}={forced} is no path; there are {', '.join(PATHS)}")
+    return ((PATHS[forced],),) if PATHS[forced] else ((),)
+
+
 def find_compiler() -> tuple[str, ...]:
     """Return the C++ compiler's command: ``$CXX``, else ``c++``, ``g++`` or ``clang++``; or nothing."""
     chosen = os.environ.get("CXX")
@@ -113,7 +187,7 @@ def build(compiler: tuple[str, ...], folder: Path) -> Path:
     """
     source = Path(__file__).parent
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
-    key = hashlib.sha256(repr((compiler, version, cpu_features(), FLAGS, NATIVE_FLAGS)).encode())
+    key = hashlib.sha256(repr((compiler, version, cpu_features(), FLAGS, native_flags())).encode())
     for name in SOURCES:
         key.update((source / name).read_bytes())
     library = folder / f"kernel-{key.hexdigest()[:32]}.so"
@@ -122,7 +196,7 @@ def build(compiler: tuple[str, ...], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         target = Path(work) / library.name
-        for native in NATIVE_FLAGS:
+        for native in native_flags():
             command = [*compiler, *FLAGS, *native, str(source / "kernel.cpp"), "-o", str(target)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
             if done.returncode == 0:
@@ -153,8 +227,12 @@ def load() -> ctypes.CDLL:
     library.fused_block.argtypes = [ctypes.POINTER(Block)]
     library.fused_block.restype = ctypes.c_int32
     library.fused_block_size.restype = ctypes.c_int64
+    library.fused_gmf.argtypes, library.fused_gmf.restype = [ctypes.POINTER(GmfBlock)], ctypes.c_int32
+    library.fused_adam.argtypes, library.fused_adam.restype = [ctypes.POINTER(AdamStep)], ctypes.c_int32
+    library.fused_gmf_size.restype = library.fused_adam_size.restype = ctypes.c_int64
     library.fused_supports.argtypes = [ctypes.c_int32]
     library.fused_supports.restype = ctypes.c_int32
-    if library.fused_block_size() != ctypes.sizeof(Block):
+    sizes = (library.fused_block_size(), library.fused_gmf_size(), library.fused_adam_size())
+    if sizes != tuple(map(ctypes.sizeof, (Block, GmfBlock, AdamStep))):
         raise KernelUnavailable("the kernel's block differs from this module's")
     return library

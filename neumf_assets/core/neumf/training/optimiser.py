@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neumf_assets.core.neumf.fused.gmf import adam_step
+
 Rows = Tensor | slice
 
 
@@ -45,6 +47,18 @@ class RowAdam:
     def take(self, rows: Rows) -> Tensor:
         """Return the rows as a leaf that gradients can be asked for."""
         return self.table[rows].detach().requires_grad_()
+
+    def move(
+        self, rows: Rows, gradient: Tensor, rate: Tensor, decay: Tensor, share: float, adam: Adam = USUAL
+    ) -> None:
+        """As :meth:`update`, with the pull of a prior added to the gradient, in one pass of the kernel.
+
+        ``decay`` is the prior's precision in each column, ``share`` how much of its pull belongs to this step.
+        """
+        constants = (adam.beta1, adam.beta2, adam.epsilon)
+        adam_step(
+            self.table, self.first, self.second, self.steps, rows, gradient, rate, decay, share, constants
+        )
 
     @torch.no_grad()
     def update(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from neumf_assets.core.neumf.compiled import WORTH_PAIRS
+from neumf_assets.core.neumf.fused.gmf import available as gmf_kernel
+from neumf_assets.core.neumf.fused.gmf import gmf_gradients
 from neumf_assets.core.neumf.fused.tower import fused_block_loss
 from neumf_assets.core.neumf.network import Block, Tables, Tower, block_scores, pair_scores
 from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss, sparse_poisson_loss
@@ -55,6 +57,9 @@ class Stepper:
         self.expected_bias = data.gene_bias.to(data.device).view(-1)
         self.rates = self._column_rates()
         self.adam = Adam(self.settings.beta1, self.settings.beta2, self.settings.epsilon)
+        kernel = data.device.type == "cpu" and self.settings.fused == "auto" and gmf_kernel()[0]
+        self.by_gmf_kernel = kernel and self._is_plain_gmf()
+        self.by_adam_kernel = kernel and self.settings.gradient_clip is None
 
     @property
     def operation_threads(self) -> int:
@@ -88,6 +93,13 @@ class Stepper:
         own = self.data.workers.own(step)
         cells, genes, rows = self.locate(own)
         leaves = {name: opt.take(rows[name]) for name, opt in self.state.optimisers.items()}
+        if self.by_gmf_kernel and own.cells.size:
+            loss, gradients = self._by_kernel(self.block(leaves), cells)
+            pairs = cells.numel() * self.data.counts.n_genes
+            gradients = {name: gradients[name] for name in self.trained}
+            all_pairs = self.data.workers.sum_gradients(gradients, pairs)
+            self._update(step, rows, leaves, gradients, share, all_pairs)
+            return loss, pairs
         loss, pairs = self.loss(self.block(leaves), own, cells, genes, generator)
         trained = [leaves[name] for name in self.trained]
         if own.cells.size:
@@ -143,6 +155,37 @@ class Stepper:
         score = block_scores(block, self.tower, training=self.training)
         loss = entry_loss(score, data.log_size[cells][:, None], y, self.settings, block.log_dispersion)
         return (loss if mask is None else loss * mask).sum(), y.numel()
+
+    def _is_plain_gmf(self) -> bool:
+        """Tell whether the kernel of the GMF part knows all of this model's loss."""
+        settings, layout = self.settings, self.state.layout
+        whole = settings.pairs == "full" and (settings.block_genes or self.data.counts.n_genes) >= (
+            self.data.counts.n_genes
+        )
+        return not layout.mlp and whole and settings.objective == "poisson" and settings.link == "exp"
+
+    @torch.no_grad()
+    def _by_kernel(self, block: Block, cells: Tensor) -> tuple[Tensor, Tables]:
+        """Return a block's loss and the gradients of its tables' rows, by the kernel."""
+        data, layout = self.data, self.state.layout
+        out = block.parts["out_gmf"]
+        held_out = data.held_out.genes[data.held_out.row[cells]] if data.held_out else None
+        found = gmf_gradients(
+            block.cell_gmf * out,
+            block.gene_gmf,
+            block.cell_bias + data.log_size[cells],
+            block.gene_bias,
+            data.counts.sparse(cells),
+            held_out,
+            self.tower.threads,
+        )
+        bias = found.gene_bias[:, None]
+        return found.loss, {
+            "cells": torch.cat([found.cell * out, found.cell_offset[:, None]], 1),
+            "genes": found.gene,
+            "shifts": torch.cat([found.gene, bias], 1) if layout.shifted else bias,
+            "tower": (found.cell * block.cell_gmf).sum(0)[None],
+        }
 
     def _is_long(self) -> bool:
         """Tell whether there is so much to train that compiling the tower is worth it."""
@@ -262,8 +305,9 @@ class Stepper:
             "shifts": step.cells.size / self.members[step.dataset],
             "tower": share_cells * share_genes,
         }
-        for name, gradient in gradients.items():
-            gradient.addcmul_(leaves[name].detach(), self.decay[name], value=share[name])
+        if not self.by_adam_kernel:
+            for name, gradient in gradients.items():
+                gradient.addcmul_(leaves[name].detach(), self.decay[name], value=share[name])
         if self.settings.bias_prior and "shifts" in gradients:
             moved = leaves["shifts"].detach()[:, -1] - self.expected_bias[rows["shifts"]]
             gradients["shifts"][:, -1].add_(moved, alpha=self.settings.bias_prior * share["shifts"])
@@ -274,9 +318,11 @@ class Stepper:
             for gradient in gradients.values():
                 gradient.mul_(factor)
         for name, gradient in gradients.items():
-            self.state.optimisers[name].update(
-                rows[name], leaves[name], gradient, rate_share * self.rates[name], self.adam
-            )
+            optimiser, rate = self.state.optimisers[name], rate_share * self.rates[name]
+            if self.by_adam_kernel:
+                optimiser.move(rows[name], gradient, rate, self.decay[name], share[name], self.adam)
+            else:
+                optimiser.update(rows[name], leaves[name], gradient, rate, self.adam)
 
     @torch.no_grad()
     def validation_loss(self) -> float | None:

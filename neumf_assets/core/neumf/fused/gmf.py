@@ -1,0 +1,195 @@
+"""The GMF part by a kernel of its own: loss and gradients of a block under the Poisson likelihood, and Adam's step.
+
+For cells ``b`` and genes ``g``: ``log mu = p_b . q_g + offset_b + bias_g``, at most 14. Product, exponential and both
+gradients of a tile of pairs are computed while it lies in registers; what was observed is added entry by entry.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from neumf_assets.core.neumf.fused.library import AdamStep, GmfBlock, KernelUnavailable, load
+from neumf_assets.core.neumf.fused.tower import MAX_LOG_MEAN, SparseTargets
+
+TOLERANCE = 1e-4
+
+log = logging.getLogger(__name__)
+
+
+class GmfGradients(NamedTuple):
+    """Loss summed over the entries of a block, and its gradients.
+
+    Parameters
+    ----------
+    loss
+        Scalar float64.
+    cell, gene
+        By the embeddings, ``[B, d]`` and ``[G, d]``.
+    cell_offset, gene_bias
+        By what is added to the log mean, ``[B]`` and ``[G]``.
+    """
+
+    loss: Tensor
+    cell: Tensor
+    gene: Tensor
+    cell_offset: Tensor
+    gene_bias: Tensor
+
+
+def available() -> tuple[bool, str]:
+    """Tell whether the kernel can be used here, and why not; the first call builds it and compares it with float64."""
+    reason = _why_not()
+    return reason is None, reason or "GMF kernel"
+
+
+def gmf_gradients(
+    cell: Tensor,
+    gene: Tensor,
+    cell_offset: Tensor,
+    gene_bias: Tensor,
+    targets: SparseTargets,
+    held_out: Tensor | None,
+    threads: int,
+) -> GmfGradients:
+    """Compute the Poisson loss ``mu - y log mu`` of a block and its gradients.
+
+    Parameters
+    ----------
+    cell, gene
+        Embeddings, ``[B, d]`` and ``[G, d]``.
+    cell_offset, gene_bias
+        What is added to the log mean, ``[B]`` (biases and log sizes) and ``[G]``.
+    targets
+        The counts, entries of a cell by ascending gene.
+    held_out
+        Genes that each cell leaves out, ``[B, S]`` int64; positions beyond the last mean none.
+    threads
+        CPU threads. The result is the same bit for bit for the same number.
+
+    Raises
+    ------
+    KernelUnavailable
+        The kernel cannot be used here; :func:`available` tells beforehand.
+    """
+    reason = _why_not()
+    if reason is not None:
+        raise KernelUnavailable(reason)
+    return _gradients(cell, gene, cell_offset, gene_bias, targets, held_out, threads)
+
+
+def adam_step(
+    table: Tensor,
+    first: Tensor,
+    second: Tensor,
+    steps: Tensor,
+    rows: Tensor | slice,
+    gradient: Tensor,
+    rate: Tensor,
+    decay: Tensor,
+    share: float,
+    constants: tuple[float, float, float],
+) -> None:
+    """Move rows of a table against a gradient and the pull of a prior, as :class:`RowAdam` does, in one pass.
+
+    Parameters
+    ----------
+    table, first, second, steps
+        Parameters, moments and counts of steps of all rows, contiguous float32, changed in place.
+    rows
+        Positions of the rows (int64), or a slice of them.
+    gradient
+        ``[rows, columns]``.
+    rate, decay
+        Step size and prior precision of each column.
+    share
+        How much of the prior's pull belongs to this step.
+    constants
+        Adam's two decays and epsilon.
+    """
+    if isinstance(rows, slice):
+        table, first, second, steps = table[rows], first[rows], second[rows], steps[rows]
+    columns = table.shape[1]
+    kept = [gradient.contiguous(), rate.expand(columns).contiguous(), decay.expand(columns).contiguous()]
+    call = AdamStep(rows=gradient.shape[0], columns=columns, share=share)
+    call.beta1, call.beta2, call.epsilon = constants
+    if isinstance(rows, Tensor):
+        kept.append(rows.to(torch.int64).contiguous())
+        call.row = kept[-1].data_ptr()
+    call.gradient, call.rate, call.decay = (tensor.data_ptr() for tensor in kept[:3])
+    call.table, call.first = table.data_ptr(), first.data_ptr()
+    call.second, call.steps = second.data_ptr(), steps.data_ptr()
+    if load().fused_adam(ctypes.byref(call)) != 0:
+        raise MemoryError("the fused kernel ran out of memory")
+
+
+def _gradients(
+    cell: Tensor,
+    gene: Tensor,
+    cell_offset: Tensor,
+    gene_bias: Tensor,
+    targets: SparseTargets,
+    held_out: Tensor | None,
+    threads: int,
+) -> GmfGradients:
+    inputs = [
+        tensor.detach().to(torch.float32).contiguous() for tensor in (cell, gene, cell_offset, gene_bias)
+    ]
+    lists = [targets.start.contiguous(), targets.length.contiguous(), targets.gene, targets.value]
+    results = [torch.zeros_like(inputs[0]), torch.empty_like(inputs[1])]
+    results += [torch.zeros_like(inputs[2]), torch.empty_like(inputs[3])]
+    call = GmfBlock(cells=cell.shape[0], genes=gene.shape[0], size=cell.shape[1], threads=threads)
+    call.max_log_mean = MAX_LOG_MEAN
+    names = ("cell", "gene", "cell_offset", "gene_bias", "y_start", "y_length", "y_index", "y_value")
+    for name, tensor in zip(names, [*inputs, *lists], strict=True):
+        setattr(call, name, tensor.data_ptr())
+    if held_out is not None:
+        lists.append(held_out.contiguous())
+        call.held_out, call.held_out_width = lists[-1].data_ptr(), held_out.shape[1]
+    for name, tensor in zip(("dcell", "dgene", "dcell_offset", "dgene_bias"), results, strict=True):
+        setattr(call, name, tensor.data_ptr())
+    if load().fused_gmf(ctypes.byref(call)) != 0:
+        raise MemoryError("the fused kernel ran out of memory or threads")
+    return GmfGradients(torch.tensor(call.loss, dtype=torch.float64), *results)
+
+
+@functools.cache
+def _why_not() -> str | None:
+    """Return why the kernel cannot be used; ``None`` once a small block agreed with float64."""
+    try:
+        load()
+    except KernelUnavailable as error:
+        return str(error)
+    deviation = _self_check_error()
+    if deviation <= TOLERANCE:
+        return None
+    log.warning("The GMF kernel is off by %.2g and is not used.", deviation)
+    return f"the GMF kernel failed its self-check by {deviation:.2g}"
+
+
+def _self_check_error() -> float:
+    """Return the largest relative deviation of loss and gradients from float64 on a small random block."""
+    generator = torch.Generator().manual_seed(0)
+    values = [0.5 * torch.randn(shape, generator=generator) for shape in ((11, 9), (71, 9), (11,), (71,))]
+    y = torch.poisson(0.3 * torch.ones(11, 71), generator=generator)
+    cells, genes = y.nonzero(as_tuple=True)
+    length = (y > 0).sum(1)
+    targets = SparseTargets(length.cumsum(0) - length, length, genes.to(torch.int32), y[cells, genes])
+    held_out = torch.randint(0, 72, (11, 5), generator=generator)
+    cell, gene, cell_offset, gene_bias = values
+    found = _gradients(cell, gene, cell_offset, gene_bias, targets, held_out, 2)
+    with torch.inference_mode(False), torch.enable_grad():
+        exact = [value.double().clone().requires_grad_() for value in values]
+        score = exact[0] @ exact[1].T + exact[2][:, None] + exact[3]
+        mask = torch.ones(11, 72, dtype=torch.float64).scatter_(1, held_out, 0.0)[:, :-1]
+        loss = ((score.exp() - y * score) * mask).sum()
+        expected = [loss.detach(), *torch.autograd.grad(loss, exact)]
+    return max(
+        float((ours.double() - wanted).norm() / wanted.norm())
+        for ours, wanted in zip(found, expected, strict=True)
+    )

@@ -1,0 +1,183 @@
+"""The GMF kernel and its Adam against float64 and plain torch, on every path that this machine has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix, random_array
+from torch import Tensor
+
+from neumf_assets.core.neumf.fused import library
+from neumf_assets.core.neumf.fused.gmf import GmfGradients, available, gmf_gradients
+from neumf_assets.core.neumf.fused.tower import MAX_LOG_MEAN
+from neumf_assets.core.neumf.settings import NeuMFSettings
+from neumf_assets.core.neumf.training.batches import SparseCounts
+from neumf_assets.core.neumf.training.fit import fit
+from neumf_assets.core.neumf.training.optimiser import RowAdam
+
+usable, reason = available()
+pytestmark = pytest.mark.skipif(not usable, reason=reason)
+
+FLAGS_OF_PATH = {"avx2": "avx2", "avx512": "avx512f", "avx512bf16": "avx512_bf16", "amx": "amx_tile"}
+
+
+class Problem:
+    """A block with its counts."""
+
+    def __init__(
+        self,
+        cells: int,
+        genes: int,
+        size: int,
+        seed: int = 0,
+        held: int = 3,
+        density: float = 0.1,
+        scale: float = 0.5,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        made = torch.Generator().manual_seed(seed)
+        shapes = ((cells, size), (genes, size), (cells,), (genes,))
+        self.values = [scale * torch.randn(shape, generator=made) for shape in shapes]
+        counts = random_array((cells, genes), density=density, rng=rng, format="csr")
+        counts.data = rng.integers(1, 400, counts.nnz).astype(np.float32)
+        self.counts = SparseCounts(csr_matrix(counts), torch.device("cpu"))
+        self.y = torch.as_tensor(counts.toarray(), dtype=torch.float64)
+        self.held = torch.as_tensor(rng.integers(0, genes + 1, (cells, held)))
+
+    def ours(self, threads: int = 2) -> GmfGradients:
+        targets = self.counts.sparse(torch.arange(self.counts.n_cells))
+        cell, gene, offset, bias = self.values
+        return gmf_gradients(
+            cell, gene, offset, bias, targets, self.held if self.held.numel() else None, threads
+        )
+
+    def exact(self) -> list[Tensor]:
+        leaves = [value.double().clone().requires_grad_() for value in self.values]
+        log_mean = (leaves[0] @ leaves[1].T + leaves[2][:, None] + leaves[3]).clamp(max=MAX_LOG_MEAN)
+        mask = torch.ones(self.y.shape[0], self.y.shape[1] + 1, dtype=torch.float64)
+        mask.scatter_(1, self.held, 0.0)
+        loss = ((log_mean.exp() - self.y * log_mean) * mask[:, :-1]).sum()
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def deviations(problem: Problem, threads: int = 2) -> list[float]:
+    pairs = zip(problem.ours(threads), problem.exact(), strict=True)
+    return [float((ours.double() - exact).norm() / exact.norm().clamp_min(1e-30)) for ours, exact in pairs]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cells=st.integers(1, 70),
+    genes=st.integers(1, 200),
+    size=st.integers(1, 70),
+    held=st.integers(0, 5),
+    density=st.sampled_from([0.0, 0.05, 0.9]),
+    threads=st.integers(1, 4),
+)
+def test_loss_and_gradients_are_those_of_float64(
+    cells: int, genes: int, size: int, held: int, density: float, threads: int
+) -> None:
+    """Sums of n float32 terms of mixed sign: n times half a unit in the last place, relative to their size."""
+    problem = Problem(cells, genes, size, held=held, density=density, scale=0.5 / size**0.5)
+    bound = 6e-8 * (size + cells + genes) * 4
+    assert max(deviations(problem, threads)) < bound
+
+
+def test_means_beyond_the_bound_have_no_gradient() -> None:
+    problem = Problem(4, 40, 3)
+    problem.values[2] += 30
+    found = problem.ours()
+    assert torch.isfinite(found.loss) and not found.cell.any() and not found.gene_bias.any()
+    assert max(deviations(problem)) < 1e-5
+
+
+def test_what_is_held_out_moves_nothing() -> None:
+    problem = Problem(5, 30, 4, held=0)
+    problem.held = torch.arange(30).expand(5, 30)
+    found = problem.ours()
+    assert abs(float(found.loss)) < 1e-2
+    for gradient in found[1:]:
+        assert float(gradient.abs().max()) < 1e-2  # what is added and taken away again rounds
+
+
+def test_it_repeats_bit_for_bit() -> None:
+    problem = Problem(40, 300, 20)
+    first, second = problem.ours(3), problem.ours(3)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(2, 7), torch.tensor([5, 1, 8])])
+def test_adam_is_that_of_plain_torch(rows: slice | Tensor) -> None:
+    made = torch.Generator().manual_seed(0)
+    table = torch.randn(10, 7, generator=made)
+    ours, plain = RowAdam(table.clone()), RowAdam(table.double())
+    rate, decay, share = torch.rand(7, generator=made) * 0.1, torch.rand(7, generator=made), 0.3
+    for number in range(5):
+        at = rows if number % 2 else slice(None)
+        values = plain.table[at]
+        gradient = torch.randn(values.shape, generator=made)  # of float32
+        ours.move(at, gradient.clone(), rate, decay, share)
+        plain.update(at, values, gradient.double() + share * decay * values, rate.double())
+    for name in ("table", "first", "second", "steps"):
+        wanted = getattr(plain, name).float()  # in float64 until here
+        torch.testing.assert_close(getattr(ours, name), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("datasets", [1, 2])
+def test_a_training_comes_out_as_by_plain_torch(datasets: int) -> None:
+    """Rounding differs, and grows over the steps of a training; its result stays the same to four digits."""
+    rng = np.random.default_rng(1)
+    cells, genes = 120, 90
+    mean = np.exp(rng.normal(-1, 1, genes) + rng.normal(0, 0.7, (cells, 2)) @ rng.normal(0, 0.7, (2, genes)))
+    counts = csr_matrix(rng.poisson(mean).astype(np.float32))
+    found = {}
+    for fused in ("auto", "off"):
+        found[fused] = fit(
+            counts,
+            NeuMFSettings(kind="gmf", gmf_size=4, epochs=6, fused=fused, threads=2, block_cells=32),
+            gene_names=[f"g{n}" for n in range(genes)],
+            cell_names=[f"c{n}" for n in range(cells)],
+            dataset=np.arange(cells) % datasets,
+        )
+    for key in ("train_loss", "validation_loss"):
+        ours, plain = ([row[key] for row in found[fused].history] for fused in ("auto", "off"))
+        np.testing.assert_allclose(ours, plain, rtol=1e-4)
+
+
+def paths_here() -> list[str]:
+    known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    flags = set(known.split())
+    return ["portable", *(path for path, flag in FLAGS_OF_PATH.items() if flag in flags)]
+
+
+@pytest.mark.parametrize("path", ["portable", *FLAGS_OF_PATH])
+def test_every_path_that_the_processor_has_passes_its_self_checks(path: str, tmp_path: Path) -> None:
+    if path not in paths_here():
+        pytest.skip(f"this processor has no {FLAGS_OF_PATH[path]}")
+    program = (
+        "from neumf_assets.core.neumf.fused import gmf, tower\n"
+        "assert gmf.available()[0], gmf.available()\n"
+        "assert tower.available('float32')[0], tower.available('float32')\n"
+        "print(gmf._self_check_error(), tower.available('bfloat16'))\n"
+    )
+    environment = {**os.environ, library.KERNEL: path, "NEUMF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[0]) < 1e-5
+    if path in ("portable", "avx2", "avx512"):
+        assert "(False" in done.stdout, "the bfloat16 tower needs tiles"
+
+
+def test_an_unknown_path_is_told(tmp_path: Path) -> None:
+    program = "from neumf_assets.core.neumf.fused import gmf; print(gmf.available())"
+    environment = {**os.environ, library.KERNEL: "mmx", "NEUMF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert "NEUMF_KERNEL=mmx is no path; there are avx2, avx512" in done.stdout
