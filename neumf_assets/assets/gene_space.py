@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from neumf_assets.core.counts.genes.join import DatasetGenes, Joined
     from neumf_assets.core.counts.stored import StoredCounts
 
+_logger = logging.getLogger(__name__)
 LEFT_OUT = "left_out"
 RENAMED = "renamed.json"
 _FIT = "all_datasets_fit"
@@ -56,9 +58,9 @@ def gene_space(step: Step) -> Product:
     joined = join_datasets(datasets, step.study.qc.fewest_shared_genes)
     joined.left_out.update(repeated)
     for name, reason in joined.left_out.items():
-        step.log.warning(f"{name} is left out of the study: {reason}.")
+        _logger.warning(f"{name} is left out of the study: {reason}.")
     for text in joined.said:
-        step.log.warning(text)
+        _logger.warning(text)
     genes, renamed = _genes(datasets, joined), _renamed(datasets, joined)
 
     def save(folder: Path) -> None:

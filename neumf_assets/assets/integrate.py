@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.gene_space import renamed_genes
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neumf_assets.core.liger.inmf.solver import INMFResult
+    from neumf_assets.core.liger.settings import LigerSettings
     from neumf_assets.core.neumf.model import NeuMFModel, Part
     from neumf_assets.core.report.content import Curves, FactorGenes
 
+_logger = logging.getLogger(__name__)
 _GENES_SHOWN = 10
 _CELL_COLUMNS = (
     ("cell", "string", "name of the cell; cells.parquet has the rows of the embedding, in its order"),
@@ -108,9 +111,10 @@ def liger_factors(step: Step) -> Product:
 
     with stored_counts(step) as counts:
         scaled = scaled_counts(step, counts)
+        settings = _fitting(step, min(data.shape[0] for data in counts.values()))
         result = factorise_stored(
             list(scaled.values()),
-            step.study.liger,
+            settings,
             device=step.device,
             progress=step.progress,
             launch=inmf_launch(step.study.liger) if step.device == "cpu" else None,
@@ -157,8 +161,22 @@ def neumf_liger_factors(step: Step) -> Product:
         position = {gene: column for column, gene in enumerate(named[name])}
         columns = np.array([position[gene] for gene in genes], dtype=np.intp)
         parts.append(scale_dense(matrix, gene_statistics(matrix), columns, device=step.device))
-    result = factorise(parts, step.study.liger, device=step.device, progress=step.progress)
+    settings = _fitting(step, min(matrix.shape[0] for matrix, _, _ in opened.values()))
+    result = factorise(parts, settings, device=step.device, progress=step.progress)
     return _factors_product(step, result, list(opened), genes)
+
+
+def _fitting(step: Step, smallest: int) -> LigerSettings:
+    """LIGER's settings, with no more factors than half of the smallest dataset's cells: more would be its cells."""
+    settings = step.study.liger
+    most = max(2, smallest // 2)
+    if settings.k <= most:
+        return settings
+    _logger.warning(
+        f"The smallest dataset has {smallest} cells: LIGER takes {most} factors and not {settings.k}, since more than "
+        "half as many as cells would describe single cells."
+    )
+    return settings.model_copy(update={"k": most})
 
 
 @stage(
