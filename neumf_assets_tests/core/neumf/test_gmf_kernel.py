@@ -124,7 +124,7 @@ def test_adam_is_that_of_plain_torch(rows: slice | Tensor) -> None:
         at = rows if number % 2 else slice(None)
         values = plain.table[at]
         gradient = torch.randn(values.shape, generator=made)  # of float32
-        ours.move(at, gradient.clone(), rate, decay, share)
+        ours.move(at, gradient.clone(), 2 * rate, decay, share, rate_share=0.5, threads=2)
         plain.update(at, values, gradient.double() + share * decay * values, rate.double())
     for name in ("table", "first", "second", "steps"):
         wanted = getattr(plain, name).float()  # in float64 until here

@@ -36,34 +36,47 @@ struct GmfBlock {
 
 #if defined(__AVX512F__)
 constexpr int kTileCells = 8;  // cells x 2 vectors of genes in registers at a time
+constexpr int kAtOnce = 4;     // dimensions
 #else
 constexpr int kTileCells = 4;
+constexpr int kAtOnce = 2;
 #endif
 constexpr int kTileVecs = 2;
 constexpr int kTileGenes = kTileVecs * kLanes;
 constexpr float kLowest = -87.0f;
 
-// Genes [first, last) of a block, as one thread sees them.
+// Genes [first, last) of a block, as one thread sees them; its memory is used again for the next block.
 class Gmf {
  public:
-  Gmf(const GmfBlock& b, const float* cells, int64_t from, int64_t to)
-      : block(b), cell(cells), first(from), last(to), size(b.size), padded(round_up(b.size, kLanes)) {
-    const int64_t tiles = (to - from + kTileGenes - 1) / kTileGenes;
-    gene.reset(tiles * kTileGenes * padded);
-    for (int64_t g = 0; g < to - from; ++g)
-      std::memcpy(gene + g * padded, b.gene + (from + g) * size, size * sizeof(float));
-    across.reset(size * kTileGenes);
-    dacross.reset(size * kTileGenes);
-    mean.reset(round_up(b.cells, kTileCells) * kTileGenes);
-    dcell.reset(round_up(b.cells, kTileCells) * padded);
-    dgene.reset(tiles * kTileGenes * padded);
-    dcell_offset.reset(round_up(b.cells, kTileCells));
-    dgene_bias.reset(tiles * kTileGenes);
+  void set(const GmfBlock& b, const float* cells, int64_t from, int64_t to) {
+    block = &b, cell = cells, first = from, last = to, loss = 0;
+    size = b.size, padded = round_up(b.size, kLanes), rows = round_up(b.cells, kTileCells);
+    tiles = std::max<int64_t>(0, (to - from + kTileGenes - 1) / kTileGenes);
+    gene.need(tiles * kTileGenes * padded);
+    for (int64_t g = 0; g < tiles * kTileGenes; ++g) {
+      float* row = gene + g * padded;
+      const int64_t filled = g < to - from ? size : 0;
+      if (filled) std::memcpy(row, b.gene + (from + g) * size, size * sizeof(float));
+      std::memset(row + filled, 0, (padded - filled) * sizeof(float));
+    }
+    across.need(size * kTileGenes);
+    dacross.need(size * kTileGenes);
+    mean.need(rows * kTileGenes);
+    log_mean.need(rows * kTileGenes);
+    dcell.zero(rows * padded);
+    dcell_offset.zero(rows);
+    dgene.need(tiles * kTileGenes * size);
+    dgene_bias.need(tiles * kTileGenes);
+    sort_held_out();
+    cursor.resize(b.cells);
+    for (int64_t c = 0; c < b.cells; ++c) {
+      const int32_t* begin = b.y_index + b.y_start[c];
+      cursor[c] = std::lower_bound(begin, begin + b.y_length[c], static_cast<int32_t>(first)) - b.y_index;
+    }
   }
 
   void run() {
-    for (int64_t g = 0; g < last - first; g += kTileGenes) tile(g);
-    entries();
+    for (int64_t t = 0; t < tiles; ++t) tile(t);
   }
 
   void add_to(GmfBlock& b) const {
@@ -72,47 +85,72 @@ class Gmf {
       for (int k = 0; k < size; ++k) b.dcell[c * size + k] += dcell[c * padded + k];
       b.dcell_offset[c] += dcell_offset[c];
     }
-    for (int64_t g = 0; g < last - first; ++g) {
-      std::memcpy(b.dgene + (first + g) * size, dgene + g * padded, size * sizeof(float));
-      b.dgene_bias[first + g] = dgene_bias[g];
-    }
+    std::memcpy(b.dgene + first * size, dgene, (last - first) * size * sizeof(float));
+    std::memcpy(b.dgene_bias + first, dgene_bias, (last - first) * sizeof(float));
   }
 
  private:
-  const GmfBlock& block;
-  const float* cell;  // [cells rounded up, padded]
-  int64_t first, last;
-  int size;
-  int64_t padded;
-  Buffer<float> gene, across, dacross, mean, dcell, dgene, dcell_offset, dgene_bias;
+  struct Held {
+    int32_t cell, column;
+  };
+  const GmfBlock* block = nullptr;
+  const float* cell = nullptr;  // [rows, padded]
+  int64_t first = 0, last = 0, padded = 0, rows = 0, tiles = 0;
+  int size = 0;
+  Reused gene, across, dacross, mean, log_mean, dcell, dcell_offset, dgene, dgene_bias;
+  std::vector<Held> held;             // by tile
+  std::vector<int64_t> held_from;     // where each tile's begin
+  std::vector<int64_t> cursor;        // each cell's next entry
   double loss = 0;
 
-  // All pairs of a tile of genes as if nothing had been observed.
-  void tile(int64_t at) {
-    const int64_t there = std::min<int64_t>(kTileGenes, last - first - at);
-    float bias[kTileGenes], used[kTileGenes];
-    for (int64_t j = 0; j < kTileGenes; ++j) {
-      bias[j] = j < there ? block.gene_bias[first + at + j] : 0.0f;
-      used[j] = j < there ? 1.0f : 0.0f;
+  void sort_held_out() {
+    const int64_t count = block->held_out == nullptr ? 0 : block->held_out_width * block->cells;
+    held_from.assign(tiles + 1, 0);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t g = block->held_out[i] - first;
+      if (g >= 0 && g < last - first) ++held_from[g / kTileGenes + 1];
     }
-    for (int k = 0; k < size; ++k)
-      for (int64_t j = 0; j < kTileGenes; ++j) across[k * kTileGenes + j] = gene[(at + j) * padded + k];
-    std::memset(dacross, 0, size * kTileGenes * sizeof(float));
-    Vec total[kTileVecs] = {}, dbias[kTileVecs] = {};
-    for (int64_t c = 0; c < block.cells; c += kTileCells) means(c, bias, used, total, dbias);
-    for (int v = 0; v < kTileVecs; ++v) loss += sum(total[v]);
-    for (int v = 0; v < kTileVecs; ++v) store(dgene_bias + at + v * kLanes, dbias[v]);
-    for (int k = 0; k < size; ++k)
-      for (int64_t j = 0; j < there; ++j) dgene[(at + j) * padded + k] += dacross[k * kTileGenes + j];
-    for (int64_t c = 0; c < block.cells; c += kTileCells) cells_gradient(c, at, there);
+    for (int64_t t = 0; t < tiles; ++t) held_from[t + 1] += held_from[t];
+    held.resize(tiles ? held_from[tiles] : 0);
+    std::vector<int64_t> next(held_from.begin(), held_from.end());
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t g = block->held_out[i] - first;
+      if (g < 0 || g >= last - first) continue;
+      held[next[g / kTileGenes]++] = {static_cast<int32_t>(i / block->held_out_width),
+                                      static_cast<int32_t>(g % kTileGenes)};
+    }
   }
 
-  // Means of some cells' pairs, their loss, and what they add to the genes' gradient.
-  void means(int64_t c, const float* bias, const float* used, Vec* total, Vec* dbias) {
+  void tile(int64_t t) {
+    const int64_t at = t * kTileGenes, there = std::min<int64_t>(kTileGenes, last - first - at);
+    float bias[kTileGenes], used[kTileGenes];
+    for (int64_t j = 0; j < kTileGenes; ++j) {
+      bias[j] = j < there ? block->gene_bias[first + at + j] : 0.0f;
+      used[j] = j < there ? 1.0f : 0.0f;
+    }
+    for (int64_t j = 0; j < kTileGenes; ++j)
+      for (int k = 0; k < size; ++k) across[k * kTileGenes + j] = gene[(at + j) * padded + k];
+    Vec total[kTileVecs] = {}, dbias[kTileVecs] = {};
+    for (int64_t c = 0; c < block->cells; c += kTileCells) means(c, bias, used, total);
+    for (int v = 0; v < kTileVecs; ++v) loss += sum(total[v]);
+    leave_out(t);
+    observe(at, there);
+    std::memset(dacross, 0, size * kTileGenes * sizeof(float));
+    for (int64_t c = 0; c < block->cells; c += kTileCells) {
+      genes_gradient(c, dbias);
+      cells_gradient(c, at, there);
+    }
+    for (int v = 0; v < kTileVecs; ++v) store(dgene_bias + at + v * kLanes, dbias[v]);
+    for (int64_t j = 0; j < there; ++j)
+      for (int k = 0; k < size; ++k) dgene[(at + j) * size + k] = dacross[k * kTileGenes + j];
+  }
+
+  // Log means and means of some cells' pairs, and the loss as if nothing had been observed.
+  void means(int64_t c, const float* bias, const float* used, Vec* total) {
     Vec s[kTileCells][kTileVecs];
     const float* own = cell + c * padded;
     for (int i = 0; i < kTileCells; ++i) {
-      const float offset = c + i < block.cells ? block.cell_offset[c + i] : kLowest;
+      const float offset = c + i < block->cells ? block->cell_offset[c + i] : kLowest;
       for (int v = 0; v < kTileVecs; ++v) s[i][v] = load(bias + v * kLanes) + offset;
     }
     for (int k = 0; k < size; ++k) {
@@ -123,35 +161,81 @@ class Gmf {
         for (int v = 0; v < kTileVecs; ++v) s[i][v] += p * q[v];
       }
     }
-    const Vec highest = splat(block.max_log_mean);
+    const Vec highest = splat(block->max_log_mean);
     for (int i = 0; i < kTileCells; ++i) {
-      const float there = c + i < block.cells ? 1.0f : 0.0f;
-      Vec row = {};
+      const float there = c + i < block->cells ? 1.0f : 0.0f;
       for (int v = 0; v < kTileVecs; ++v) {
-        const IntVec free = s[i][v] <= highest;
+        const int64_t place = (c + i) * kTileGenes + v * kLanes;
+        store(log_mean + place, s[i][v]);
         const Vec m = exponential(at_least(at_most(s[i][v], highest), splat(kLowest))) *
                       (load(used + v * kLanes) * there);
         total[v] += m;
-        s[i][v] = keep(free, m);
-        dbias[v] += s[i][v];
-        row += s[i][v];
-        store(mean + (c + i) * kTileGenes + v * kLanes, s[i][v]);
+        store(mean + place, keep(s[i][v] <= highest, m));
       }
-      dcell_offset[c + i] += sum(row);
-    }
-    for (int k = 0; k < size; ++k) {
-      float* d = dacross + k * kTileGenes;
-      Vec q[kTileVecs];
-      for (int v = 0; v < kTileVecs; ++v) q[v] = load(d + v * kLanes);
-      for (int i = 0; i < kTileCells; ++i) {
-        const Vec p = splat(own[i * padded + k]);
-        for (int v = 0; v < kTileVecs; ++v) q[v] += s[i][v] * p;
-      }
-      for (int v = 0; v < kTileVecs; ++v) store(d + v * kLanes, q[v]);
     }
   }
 
-  // What the means of a tile add to the gradient of some cells: vectors along the embedding.
+  // Takes back what is held out, and marks it.
+  void leave_out(int64_t t) {
+    for (int64_t i = held_from[t]; i < held_from[t + 1]; ++i) {
+      const int64_t place = held[i].cell * kTileGenes + held[i].column;
+      if (std::isnan(log_mean[place])) continue;  // named twice
+      loss -= log_mean[place] <= block->max_log_mean ? mean[place] : std::exp(block->max_log_mean);
+      log_mean[place] = NAN;
+      mean[place] = 0;
+    }
+  }
+
+  // Turns means into slopes, mean - count, where something was observed.
+  void observe(int64_t at, int64_t there) {
+    for (int64_t c = 0; c < block->cells; ++c) {
+      const int64_t end = block->y_start[c] + block->y_length[c], until = first + at + there;
+      int64_t entry = cursor[c];
+      for (; entry < end && block->y_index[entry] < until; ++entry) {
+        const int64_t place = c * kTileGenes + block->y_index[entry] - first - at;
+        const float score = log_mean[place], y = block->y_value[entry];
+        if (std::isnan(score)) continue;
+        loss -= static_cast<double>(y) * std::min(score, block->max_log_mean);
+        if (score <= block->max_log_mean) mean[place] -= y;
+      }
+      cursor[c] = entry;
+    }
+  }
+
+  // What the slopes of some cells add to the genes' gradient, and to that of both biases.
+  void genes_gradient(int64_t c, Vec* dbias) {
+    Vec s[kTileCells][kTileVecs];
+    const float* own = cell + c * padded;
+    for (int i = 0; i < kTileCells; ++i) {
+      Vec row = {};
+      for (int v = 0; v < kTileVecs; ++v) {
+        s[i][v] = load(mean + (c + i) * kTileGenes + v * kLanes);
+        dbias[v] += s[i][v];
+        row += s[i][v];
+      }
+      dcell_offset[c + i] += sum(row);
+    }
+    int k = 0;
+    for (; k + kAtOnce <= size; k += kAtOnce) genes_gradient_of<kAtOnce>(own, s, k);
+    for (; k < size; ++k) genes_gradient_of<1>(own, s, k);
+  }
+
+  // Several dimensions at a time, whose sums do not wait for each other.
+  template <int kMany>
+  void genes_gradient_of(const float* own, const Vec (*s)[kTileVecs], int k) {
+    Vec q[kMany][kTileVecs];
+    for (int n = 0; n < kMany; ++n)
+      for (int v = 0; v < kTileVecs; ++v) q[n][v] = load(dacross + (k + n) * kTileGenes + v * kLanes);
+    for (int i = 0; i < kTileCells; ++i)
+      for (int n = 0; n < kMany; ++n) {
+        const Vec p = splat(own[i * padded + k + n]);
+        for (int v = 0; v < kTileVecs; ++v) q[n][v] += s[i][v] * p;
+      }
+    for (int n = 0; n < kMany; ++n)
+      for (int v = 0; v < kTileVecs; ++v) store(dacross + (k + n) * kTileGenes + v * kLanes, q[n][v]);
+  }
+
+  // What the slopes of a tile add to the gradient of some cells: vectors along the embedding.
   void cells_gradient(int64_t c, int64_t at, int64_t there) {
     for (int64_t k = 0; k < padded; k += kTileVecs * kLanes) {
       if (k + kLanes < padded)
@@ -177,50 +261,6 @@ class Gmf {
     for (int i = 0; i < kTileCells; ++i)
       for (int v = 0; v < kVecs; ++v) store(dcell + (c + i) * padded + k + v * kLanes, d[i][v]);
   }
-
-  // What was observed, and what is held out: entry by entry.
-  void entries() {
-    std::vector<int64_t> left_out(last - first, -1);
-    for (int64_t c = 0; c < block.cells; ++c) {
-      for (int64_t i = 0; i < block.held_out_width; ++i) {
-        const int64_t g = block.held_out[c * block.held_out_width + i] - first;
-        if (g < 0 || g >= last - first || left_out[g] == c) continue;
-        left_out[g] = c;
-        const float log_mean = predicted(c, g);
-        const float m = std::exp(std::max(std::min(log_mean, block.max_log_mean), kLowest));
-        loss -= m;
-        if (log_mean <= block.max_log_mean) push(c, g, -m);
-      }
-      const int32_t* begin = block.y_index + block.y_start[c];
-      const int32_t* end = begin + block.y_length[c];
-      const int32_t* entry = std::lower_bound(begin, end, static_cast<int32_t>(first));
-      for (; entry < end && *entry < last; ++entry) {
-        const int64_t g = *entry - first;
-        if (left_out[g] == c) continue;
-        const float y = block.y_value[entry - block.y_index], log_mean = predicted(c, g);
-        loss -= static_cast<double>(y) * std::min(log_mean, block.max_log_mean);
-        if (log_mean <= block.max_log_mean) push(c, g, -y);
-      }
-    }
-  }
-
-  float predicted(int64_t c, int64_t g) const {
-    Vec total = {};
-    for (int64_t k = 0; k < padded; k += kLanes) total += load(cell + c * padded + k) * load(gene + g * padded + k);
-    return sum(total) + block.cell_offset[c] + block.gene_bias[first + g];
-  }
-
-  // Adds a slope of the loss by a pair's log mean to the gradients.
-  void push(int64_t c, int64_t g, float slope) {
-    float *dc = dcell + c * padded, *dg = dgene + g * padded;
-    const float *p = cell + c * padded, *q = gene + g * padded;
-    for (int64_t k = 0; k < padded; k += kLanes) {
-      store(dc + k, load(dc + k) + load(q + k) * slope);
-      store(dg + k, load(dg + k) + load(p + k) * slope);
-    }
-    dcell_offset[c] += slope;
-    dgene_bias[g] += slope;
-  }
 };
 
 // A step of Adam on some rows of a table. Mirrored by `AdamStep` in library.py.
@@ -228,6 +268,8 @@ struct AdamStep {
   int64_t rows, columns;
   double beta1, beta2;   // 1 - 0.999 has few digits left in float32
   float epsilon, share;  // share: how much of the prior's pull belongs to this step
+  float rate_share;      // of the rates below
+  int32_t threads;
   const int64_t* row;                  // [rows] or null: all, in order
   const float* gradient;               // [rows, columns]
   const float* rate;                   // [columns]
@@ -238,25 +280,31 @@ struct AdamStep {
   float* steps;
 };
 
-inline void adam(const AdamStep& a) {
-  std::vector<float> scaled(a.columns);
+inline void adam(const AdamStep& a, int64_t from, int64_t to) {
+  std::vector<float> scaled(a.columns), pulled(a.columns);
+  for (int64_t k = 0; k < a.columns; ++k) pulled[k] = a.share * a.decay[k];
+  const float* __restrict pull = pulled.data();
+  const float epsilon = a.epsilon;
   const float new1 = 1 - a.beta1, old2 = a.beta2, new2 = 1 - a.beta2;
   float known = -1;
-  for (int64_t r = 0; r < a.rows; ++r) {
+  for (int64_t r = from; r < to; ++r) {
     const int64_t at = a.row ? a.row[r] : r;
     const float taken = a.steps[at] += 1;
     if (taken != known) {  // most rows have been used equally often
       known = taken;
       const double bias1 = 1 - std::pow(a.beta1, taken), bias2 = 1 - std::pow(a.beta2, taken);
-      for (int64_t k = 0; k < a.columns; ++k) scaled[k] = a.rate[k] * (std::sqrt(bias2) / bias1);
+      for (int64_t k = 0; k < a.columns; ++k) scaled[k] = a.rate_share * a.rate[k] * (std::sqrt(bias2) / bias1);
     }
-    float *x = a.table + at * a.columns, *m = a.first + at * a.columns, *s = a.second + at * a.columns;
-    const float* gradient = a.gradient + r * a.columns;
+    float* __restrict x = a.table + at * a.columns;
+    float* __restrict m = a.first + at * a.columns;
+    float* __restrict s = a.second + at * a.columns;
+    const float* __restrict gradient = a.gradient + r * a.columns;
+    const float* __restrict rate = scaled.data();
     for (int64_t k = 0; k < a.columns; ++k) {
-      const float g = gradient[k] + a.share * a.decay[k] * x[k];
+      const float g = gradient[k] + pull[k] * x[k];
       m[k] += new1 * (g - m[k]);
       s[k] = old2 * s[k] + new2 * g * g;
-      x[k] -= scaled[k] * (m[k] / (std::sqrt(s[k]) + a.epsilon));
+      x[k] -= rate[k] * (m[k] / (std::sqrt(s[k]) + epsilon));
     }
   }
 }

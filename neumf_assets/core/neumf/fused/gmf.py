@@ -94,6 +94,8 @@ def adam_step(
     decay: Tensor,
     share: float,
     constants: tuple[float, float, float],
+    rate_share: float = 1.0,
+    threads: int = 1,
 ) -> None:
     """Move rows of a table against a gradient and the pull of a prior, as :class:`RowAdam` does, in one pass.
 
@@ -111,12 +113,20 @@ def adam_step(
         How much of the prior's pull belongs to this step.
     constants
         Adam's two decays and epsilon.
+    rate_share
+        Factor of all rates.
+    threads
+        CPU threads.
     """
     if isinstance(rows, slice):
         table, first, second, steps = table[rows], first[rows], second[rows], steps[rows]
     columns = table.shape[1]
-    kept = [gradient.contiguous(), rate.expand(columns).contiguous(), decay.expand(columns).contiguous()]
-    call = AdamStep(rows=gradient.shape[0], columns=columns, share=share)
+    if rate.numel() != columns or decay.numel() != columns:
+        raise ValueError(f"a rate and a decay are needed for each of {columns} columns")
+    kept = [gradient.contiguous(), rate, decay]
+    call = AdamStep(
+        rows=gradient.shape[0], columns=columns, share=share, rate_share=rate_share, threads=threads
+    )
     call.beta1, call.beta2, call.epsilon = constants
     if isinstance(rows, Tensor):
         kept.append(rows.to(torch.int64).contiguous())

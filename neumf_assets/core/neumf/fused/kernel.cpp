@@ -1,5 +1,10 @@
 // Entry points of the fused tower: splits the genes of a block over threads and adds up their shares in order.
+#include <unistd.h>
+
+#include <condition_variable>
 #include <exception>
+#include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -9,18 +14,17 @@
 
 namespace fused {
 
-// Deals units of genes to threads, each with a worker of its own; what they found is added up in their order.
-template <class Worker, class Make, class Use>
-void share_genes(int64_t genes, int64_t unit, int32_t wanted, Make make, Use use) {
-  const int64_t units = (genes + unit - 1) / unit;
-  const int threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(wanted, units)));
-  std::vector<std::unique_ptr<Worker>> workers(threads);
+template <class Tower>
+void run(Block& block) {
+  const int64_t units = (block.genes + kGeneUnit - 1) / kGeneUnit;
+  const int threads = static_cast<int>(block.threads < units ? block.threads : units);
+  std::vector<std::unique_ptr<Tower>> towers(threads);
   std::vector<std::exception_ptr> failures(threads);
   auto work = [&](int t) {
     try {
-      const int64_t first = units * t / threads * unit, last = std::min(genes, units * (t + 1) / threads * unit);
-      workers[t] = make(first, last);
-      workers[t]->run();
+      const int64_t first = units * t / threads * kGeneUnit, last = units * (t + 1) / threads * kGeneUnit;
+      towers[t] = std::make_unique<Tower>(block, first, last < block.genes ? last : block.genes);
+      towers[t]->run();
     } catch (...) {
       failures[t] = std::current_exception();
     }
@@ -31,30 +35,96 @@ void share_genes(int64_t genes, int64_t unit, int32_t wanted, Make make, Use use
   for (std::thread& other : others) other.join();
   for (const std::exception_ptr& failure : failures)
     if (failure) std::rethrow_exception(failure);
-  for (const auto& worker : workers) use(*worker);
+  block.loss = 0;
+  if (block.objective == kPredict) return;
+  for (const auto& tower : towers) tower->add_to(block);
 }
 
-template <class Tower>
-void run(Block& block) {
-  block.loss = 0;
-  share_genes<Tower>(
-      block.genes, kGeneUnit, block.threads,
-      [&](int64_t first, int64_t last) { return std::make_unique<Tower>(block, first, last); },
-      [&](const Tower& tower) {
-        if (block.objective != kPredict) tower.add_to(block);
-      });
-}
+// Threads that wait for work between blocks, so that neither they nor their memory are made anew for each.
+class Crew {
+ public:
+  // Runs work(0) here and work(1) .. work(n - 1) on the others; returns when all are done.
+  void run(int n, const std::function<void(int)>& work) {
+    std::unique_lock<std::mutex> turn(one_at_a_time);
+    while (static_cast<int>(others.size()) < n - 1) {
+      const int number = static_cast<int>(others.size()) + 1;
+      others.emplace_back([this, number] { wait_for_work(number); });
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      task = &work, wanted = n, left = n - 1, ++round;
+    }
+    begin.notify_all();
+    work(0);
+    std::unique_lock<std::mutex> lock(mutex);
+    done.wait(lock, [this] { return left == 0; });
+  }
+
+  // The crew of this process: a forked one has no threads of its parent's.
+  static Crew& here() {
+    static std::mutex making;
+    static Crew* crew = nullptr;
+    static pid_t owner = 0;
+    std::lock_guard<std::mutex> lock(making);
+    if (owner != getpid()) crew = new Crew, owner = getpid();
+    return *crew;
+  }
+
+ private:
+  std::mutex one_at_a_time, mutex;
+  std::condition_variable begin, done;
+  std::vector<std::thread> others;
+  const std::function<void(int)>* task = nullptr;
+  int wanted = 0, left = 0;
+  int64_t round = 0;
+
+  void wait_for_work(int number) {
+    for (int64_t seen = 0;;) {
+      const std::function<void(int)>* work = nullptr;
+      {
+        std::unique_lock<std::mutex> lock(mutex);
+        begin.wait(lock, [&] { return round != seen; });
+        seen = round;
+        if (number < wanted) work = task;
+      }
+      if (work == nullptr) continue;
+      (*work)(number);
+      std::lock_guard<std::mutex> lock(mutex);
+      if (--left == 0) done.notify_one();
+    }
+  }
+};
 
 void run(GmfBlock& block) {
-  const int64_t padded = round_up(block.size, kLanes);
-  Buffer<float> cell(round_up(block.cells, kTileCells) * padded);
+  static thread_local Reused cell;
+  const int64_t padded = round_up(block.size, kLanes), rows = round_up(block.cells, kTileCells);
+  cell.zero(rows * padded);
   for (int64_t c = 0; c < block.cells; ++c)
     std::memcpy(cell + c * padded, block.cell + c * block.size, block.size * sizeof(float));
+  const float* cells = cell;
   block.loss = 0;
-  share_genes<Gmf>(
-      block.genes, kTileGenes, block.threads,
-      [&](int64_t first, int64_t last) { return std::make_unique<Gmf>(block, cell, first, last); },
-      [&](const Gmf& part) { part.add_to(block); });
+  const int64_t units = (block.genes + kTileGenes - 1) / kTileGenes;
+  const int threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(block.threads, units)));
+  std::vector<const Gmf*> parts(threads);
+  std::vector<std::exception_ptr> failures(threads);
+  auto work = [&](int t) {
+    static thread_local Gmf part;
+    try {
+      const int64_t first = units * t / threads * kTileGenes;
+      part.set(block, cells, first, std::min(block.genes, units * (t + 1) / threads * kTileGenes));
+      part.run();
+      parts[t] = &part;
+    } catch (...) {
+      failures[t] = std::current_exception();
+    }
+  };
+  if (threads == 1)
+    work(0);
+  else
+    Crew::here().run(threads, work);
+  for (const std::exception_ptr& failure : failures)
+    if (failure) std::rethrow_exception(failure);
+  for (const Gmf* part : parts) part->add_to(block);
 }
 
 }  // namespace fused
@@ -101,7 +171,13 @@ int32_t fused_gmf(fused::GmfBlock* block) {
 
 int32_t fused_adam(const fused::AdamStep* step) {
   try {
-    fused::adam(*step);
+    // a few rows are done before another thread would have begun
+    const int threads = step->rows * step->columns < 1 << 15 ? 1 : step->threads;
+    auto work = [&](int t) { fused::adam(*step, step->rows * t / threads, step->rows * (t + 1) / threads); };
+    if (threads <= 1)
+      work(0);
+    else
+      fused::Crew::here().run(threads, work);
     return 0;
   } catch (...) {
     return 1;

@@ -118,6 +118,8 @@ class AdamStep(ctypes.Structure):
         ("beta2", ctypes.c_double),
         ("epsilon", ctypes.c_float),
         ("share", ctypes.c_float),
+        ("rate_share", ctypes.c_float),
+        ("threads", ctypes.c_int32),
         ("row", ctypes.c_void_p),
         ("gradient", ctypes.c_void_p),
         ("rate", ctypes.c_void_p),

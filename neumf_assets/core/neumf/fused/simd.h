@@ -101,6 +101,24 @@ struct Buffer {
   operator T*() const { return memory.get(); }
 };
 
+// Memory on a cache-line boundary that is kept for the next use.
+class Reused {
+ public:
+  // At least n floats, of any value.
+  void need(int64_t n) {
+    if (n > size) memory.reset(size = n);
+  }
+  void zero(int64_t n) {
+    need(n);
+    if (n) std::memset(memory, 0, n * sizeof(float));
+  }
+  operator float*() const { return memory; }
+
+ private:
+  Buffer<float> memory;
+  int64_t size = 0;
+};
+
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 }  // namespace fused

@@ -49,15 +49,34 @@ class RowAdam:
         return self.table[rows].detach().requires_grad_()
 
     def move(
-        self, rows: Rows, gradient: Tensor, rate: Tensor, decay: Tensor, share: float, adam: Adam = USUAL
+        self,
+        rows: Rows,
+        gradient: Tensor,
+        rate: Tensor,
+        decay: Tensor,
+        share: float,
+        adam: Adam = USUAL,
+        rate_share: float = 1.0,
+        threads: int = 1,
     ) -> None:
         """As :meth:`update`, with the pull of a prior added to the gradient, in one pass of the kernel.
 
-        ``decay`` is the prior's precision in each column, ``share`` how much of its pull belongs to this step.
+        ``rate`` and ``decay``, the prior's precision, are those of each column; ``rate_share`` is a factor of all
+        rates, ``share`` says how much of the prior's pull belongs to this step.
         """
-        constants = (adam.beta1, adam.beta2, adam.epsilon)
         adam_step(
-            self.table, self.first, self.second, self.steps, rows, gradient, rate, decay, share, constants
+            self.table,
+            self.first,
+            self.second,
+            self.steps,
+            rows,
+            gradient,
+            rate,
+            decay,
+            share,
+            (adam.beta1, adam.beta2, adam.epsilon),
+            rate_share,
+            threads,
         )
 
     @torch.no_grad()

@@ -60,6 +60,10 @@ class Stepper:
         kernel = data.device.type == "cpu" and self.settings.fused == "auto" and gmf_kernel()[0]
         self.by_gmf_kernel = kernel and self._is_plain_gmf()
         self.by_adam_kernel = kernel and self.settings.gradient_clip is None
+        for name, optimiser in state.optimisers.items():
+            columns = optimiser.table.shape[1]
+            self.rates[name] = self.rates[name].expand(columns).contiguous()
+            self.decay[name] = self.decay[name].expand(columns).contiguous()
 
     @property
     def operation_threads(self) -> int:
@@ -92,14 +96,15 @@ class Stepper:
         """
         own = self.data.workers.own(step)
         cells, genes, rows = self.locate(own)
-        leaves = {name: opt.take(rows[name]) for name, opt in self.state.optimisers.items()}
         if self.by_gmf_kernel and own.cells.size:
+            leaves = {name: opt.table[rows[name]] for name, opt in self.state.optimisers.items()}
             loss, gradients = self._by_kernel(self.block(leaves), cells)
             pairs = cells.numel() * self.data.counts.n_genes
             gradients = {name: gradients[name] for name in self.trained}
             all_pairs = self.data.workers.sum_gradients(gradients, pairs)
             self._update(step, rows, leaves, gradients, share, all_pairs)
             return loss, pairs
+        leaves = {name: opt.take(rows[name]) for name, opt in self.state.optimisers.items()}
         loss, pairs = self.loss(self.block(leaves), own, cells, genes, generator)
         trained = [leaves[name] for name in self.trained]
         if own.cells.size:
@@ -318,11 +323,20 @@ class Stepper:
             for gradient in gradients.values():
                 gradient.mul_(factor)
         for name, gradient in gradients.items():
-            optimiser, rate = self.state.optimisers[name], rate_share * self.rates[name]
+            optimiser, rate = self.state.optimisers[name], self.rates[name]
             if self.by_adam_kernel:
-                optimiser.move(rows[name], gradient, rate, self.decay[name], share[name], self.adam)
+                optimiser.move(
+                    rows[name],
+                    gradient,
+                    rate,
+                    self.decay[name],
+                    share[name],
+                    self.adam,
+                    rate_share,
+                    self.tower.threads,
+                )
             else:
-                optimiser.update(rows[name], leaves[name], gradient, rate, self.adam)
+                optimiser.update(rows[name], leaves[name], gradient, rate_share * rate, self.adam)
 
     @torch.no_grad()
     def validation_loss(self) -> float | None:
