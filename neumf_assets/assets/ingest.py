@@ -196,7 +196,7 @@ def _quality_pictures(found: "Examined") -> dict[str, str]:
     scatter = quality_scatter(
         figures.totals[report.kept],
         figures.genes_seen[report.kept],
-        figures.mito_share[report.kept],
+        figures.mito_share[report.kept] if report.mito_genes else None,
         outlier,
         doublet,
     )

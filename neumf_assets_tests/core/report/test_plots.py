@@ -317,6 +317,7 @@ def test_marked_cells_are_drawn_with_their_number():
     both = plots.quality_scatter(values, values, values / 100, marked, ~marked, image_format="svg")
     assert plain.startswith(b"\x89PNG")
     assert b"<svg" in both
+    assert plots.quality_scatter(values, values, None, marked).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("totals", [[0, 0], [1], [7, 7, 7]])

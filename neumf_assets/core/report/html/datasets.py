@@ -73,12 +73,11 @@ def _dataset_pictures(dataset: DatasetSummary) -> list[Picture]:
         and genes is not None
         and (dataset.outlier is not None or dataset.doublet is not None)
     ):
-        share = np.zeros(len(total)) if mito is None else mito
         found.append(
             Picture(
-                plots.quality_scatter(total, genes, share, dataset.outlier, dataset.doublet),
+                plots.quality_scatter(total, genes, mito, dataset.outlier, dataset.doublet),
                 f"Counts against genes of the cells of {dataset.name}",
-                f"{dataset.name}: mitochondrial share, and the cells that are marked as outliers or doublets.",
+                f"{dataset.name}: the cells that are marked as outliers or doublets.",
             )
         )
     return found

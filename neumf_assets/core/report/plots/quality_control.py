@@ -27,6 +27,7 @@ from neumf_assets.core.report.plots.quality import CellQC
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _POINTS = 20_000
 _VIOLINS = 24
@@ -76,48 +77,59 @@ def knee_plot(
 def quality_scatter(
     totals: Values,
     genes: Values,
-    mito: Values,
+    mito: Values | None,
     outlier: npt.NDArray[np.bool_] | None = None,
     doublet: npt.NDArray[np.bool_] | None = None,
     image_format: ImageFormat = "png",
 ) -> bytes:
-    """Counts against genes of each cell: left coloured by mitochondrial share, right what is marked."""
-    x, y, share = (np.asarray(v, dtype=float) for v in (totals, genes, mito))
+    """Counts against genes of each cell: what is marked, and beside it the mitochondrial share where it is known."""
+    x, y = (np.asarray(v, dtype=float) for v in (totals, genes))
     chosen = np.sort(np.random.default_rng(0).permutation(len(x))[:_POINTS])
-    x, y, share = x[chosen], y[chosen], share[chosen]
-    figure = new_figure(7.4, 3.3)
-    left = figure.add_axes((0.09, 0.16, 0.37, 0.72))
-    dress(left, "Mitochondrial share", x="counts per cell", y="genes per cell")
-    order = np.argsort(share)
-    highest = max(float(np.quantile(share, 0.99)) if len(share) else 0.0, 1e-3)
-    drawn = left.scatter(
-        x[order], y[order], c=share[order], s=4, cmap="cividis_r", vmin=0, vmax=highest, linewidths=0
-    )
-    bar = figure.colorbar(drawn, cax=figure.add_axes((0.475, 0.16, 0.012, 0.72)))
-    bar.ax.tick_params(labelsize=SMALL, colors=FAINT)
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-    bar.outline.set_visible(False)
-    right = figure.add_axes((0.62, 0.16, 0.36, 0.72))
-    dress(right, "Marked cells", x="counts per cell")
-    marks = {"other cells": np.ones(len(x), bool)}
+    width = 3.7 if mito is None else 7.4
+    figure = new_figure(width, 3.3)
+    marked = figure.add_axes((0.6 / width, 0.16, 2.7 / width, 0.72))
+    dress(marked, "Marked cells", x="counts per cell", y="genes per cell")
+    marks = {"other cells": np.ones(len(chosen), bool)}
     colours = {"other cells": RULE, "outlier": SERIES[1], "doublet": SERIES[2]}
     for name, mask in (("outlier", outlier), ("doublet", doublet)):
         if mask is not None:
             marks[name] = np.asarray(mask)[chosen]
     for name, mask in marks.items():
-        right.scatter(
-            x[mask], y[mask], s=4 if name == "other cells" else 8, color=colours[name], linewidths=0
-        )
-    for axes in (left, right):
+        size = 4 if name == "other cells" else 8
+        marked.scatter(x[chosen][mask], y[chosen][mask], s=size, color=colours[name], linewidths=0)
+    named = {n: f"{n} ({int(mask.sum()):,})" for n, mask in marks.items() if n != "other cells"}
+    if named:
+        box = (0.75, 2.35, 1.3, 0.5)
+        draw_legend(figure, list(named.values()), {named[n]: colours[n] for n in named}, box)
+    drawn = [marked]
+    if mito is not None:
+        drawn.append(_coloured(figure, width, x[chosen], y[chosen], np.asarray(mito, dtype=float)[chosen]))
+    for axes in drawn:
         axes.set(xscale="log", yscale="log")
         axes.minorticks_off()
-    shown = [name for name in marks if name != "other cells"]
-    if shown:
-        named = {name: f"{name} ({int(marks[name].sum()):,})" for name in shown}
-        draw_legend(
-            figure, list(named.values()), {named[n]: colours[n] for n in shown}, (4.75, 2.35, 1.3, 0.5)
-        )
     return export(figure, image_format)
+
+
+def _coloured(
+    figure: Figure,
+    width: float,
+    x: npt.NDArray[np.float64],
+    y: npt.NDArray[np.float64],
+    share: npt.NDArray[np.float64],
+) -> Axes:
+    """The same cells, coloured by their mitochondrial share."""
+    axes = figure.add_axes((4.0 / width, 0.16, 2.7 / width, 0.72))
+    dress(axes, "Mitochondrial share", x="counts per cell")
+    order = np.argsort(share)
+    highest = max(float(np.quantile(share, 0.99)) if len(share) else 0.0, 1e-3)
+    points = axes.scatter(
+        x[order], y[order], c=share[order], s=4, cmap="cividis_r", vmin=0, vmax=highest, linewidths=0
+    )
+    bar = figure.colorbar(points, cax=figure.add_axes((6.8 / width, 0.16, 0.09 / width, 0.72)))
+    bar.ax.tick_params(labelsize=SMALL, colors=FAINT)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    bar.outline.set_visible(False)
+    return axes
 
 
 def quality_violins(datasets: Mapping[str, CellQC], image_format: ImageFormat = "png") -> bytes:
@@ -127,7 +139,7 @@ def quality_violins(datasets: Mapping[str, CellQC], image_format: ImageFormat = 
     if any(qc.mito_share is not None for qc in shown.values()):
         panels.append(("mito_share", "Mitochondrial share", False))
     width = max(6.0, 0.55 * len(shown) + 1.2)
-    height = 1.75 * len(panels) + 0.9
+    height = 1.75 * len(panels) + (0.9 if len(shown) > 4 else 0.25)
     figure = new_figure(width, height)
     colours = colour_map(list(datasets))
     for row, (key, title, logarithmic) in enumerate(panels):
