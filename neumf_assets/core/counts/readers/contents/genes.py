@@ -8,7 +8,6 @@ what cannot be mended is said: gene names that Excel has made dates of, running 
 from __future__ import annotations
 
 import logging
-import re
 from typing import TypeAlias
 
 import numpy as np
@@ -23,7 +22,7 @@ from neumf_assets.core.errors import BadInput
 _logger = logging.getLogger(__name__)
 
 GENE_EXPRESSION = "Gene Expression"
-_NO_GENES = re.compile(
+_NO_GENES = (
     r"(__)?(no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)|N_(unmapped|multimapping|noFeature|ambiguous)|"
     r"unmapped|Unassigned_\w+"
 )
@@ -156,7 +155,8 @@ def _gene_expression(raw: RawMatrix, file: str) -> NDArray[np.bool_]:
 
 def _counted(raw: RawMatrix, file: str) -> NDArray[np.bool_]:
     """Leave out the rows in which counting programmes write how many reads had no gene."""
-    others = np.array([bool(_NO_GENES.fullmatch(name)) for name in raw.genes], dtype=bool)
+    names = pl.Series(raw.genes, dtype=pl.String)
+    others = names.str.contains(rf"^(?:{_NO_GENES})$").fill_null(False).to_numpy()
     if others.any():
         named = ", ".join(raw.genes[others])
         raw.notes["no_genes_left_out"] = named

@@ -222,7 +222,7 @@ def _layer_hint(raw: RawMatrix) -> str:
 
 def _round_noise(X: sparse.csr_matrix) -> None:
     """Take values that differ from whole numbers by rounding for these numbers, where all values do."""
-    if X.dtype.kind != "f":
+    if X.dtype.kind != "f" or _is_whole(X.data):
         return
     rounded = np.rint(X.data)
     if (np.abs(X.data - rounded) <= _NOISE * np.maximum(rounded, 1)).all():
