@@ -14,7 +14,7 @@ from neumf_assets.assets.inputs import (
     stored_counts,
 )
 from neumf_assets.assets.map_or_retrain import MappingPlan, mapped_model, mapping_plan, update_figures
-from neumf_assets.assets.model import loss_history_of, loss_pictures, model_figures
+from neumf_assets.assets.model import loss_history_of, loss_pictures, model_figures, say_if_diverged
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 from neumf_assets.core import memory
 from neumf_assets.study.settings import Arm
@@ -325,6 +325,7 @@ def ineumf_model(step: Step) -> Product:
     cells = {name: artifact.manifest.figures["cells"] for name, artifact in step.all("counts").items()}
     plan = mapping_plan(ineumf_model, step, cells)
     model = _train_ineumf(step) if plan is None else _mapped_ineumf(step, plan)
+    say_if_diverged(model, "The integrative model")
     return Product(
         model.save,
         {**model_figures(model), **update_figures(plan, cells)},

@@ -1,6 +1,7 @@
 """Model: each dataset's NeuMF, how good it is on counts it has not seen, and the matrix it predicts."""
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.stage import CheckOutcome, Product, Step, stage
@@ -9,6 +10,8 @@ from neumf_assets.core.errors import BadSettings
 if TYPE_CHECKING:
     from neumf_assets.core.neumf.evaluation.results import Evaluation
     from neumf_assets.core.neumf.model import NeuMFModel
+
+_logger = logging.getLogger(__name__)
 
 
 @stage(
@@ -45,6 +48,7 @@ def neumf_model(step: Step) -> Product:
             training=training_of(step.study.model, step.device),
             machines=machines_of(step.study.model),
         )
+    say_if_diverged(model, f"The model of {name}")
     return Product(model.save, model_figures(model), pictures=loss_pictures(model))
 
 
@@ -182,6 +186,19 @@ def dense_counts(step: Step) -> Product:
         ),
         {"cells": cells, "genes": width, "values": cells * width},
     )
+
+
+def say_if_diverged(model: "NeuMFModel", name: str) -> None:
+    """Warn of a training that ended worse than it began: its predictions mean nothing."""
+    first, last = model.history[0]["train_loss"], model.history[-1]["train_loss"]
+    if not float(last) <= float(first):  # also where it is no number
+        _logger.warning(
+            "%s: the training diverged (its loss went from %.4g to %.4g). Lower its learning_rate, or look for cells "
+            "or genes with extreme counts",
+            name,
+            first,
+            last,
+        )
 
 
 def model_figures(model: "NeuMFModel") -> dict[str, Any]:

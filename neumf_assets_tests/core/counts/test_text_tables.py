@@ -192,3 +192,12 @@ def test_a_last_line_without_an_end_is_said(tmp_path: Path, caplog: pytest.LogCa
     (tmp_path / "b.csv").write_text("\n".join(lines()))
     assert_read(tmp_path / "b.csv")
     assert "the last line has no end; if the file was cut short there" in caplog.text
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_text_that_was_zipped_again_is_read(times: int, tmp_path: Path) -> None:
+    content = b",c1,c2\nACTB,1,2\nCD3D,0,3\nLYZ,4,1\n"
+    for _ in range(times):
+        content = gzip.compress(content)
+    (tmp_path / "a.csv.gz").write_bytes(content)
+    np.testing.assert_array_equal(read_counts(tmp_path / "a.csv.gz").X.toarray(), [[1, 0, 4], [2, 3, 1]])

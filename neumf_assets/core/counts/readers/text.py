@@ -6,9 +6,9 @@ import codecs
 import logging
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import polars as pl
@@ -27,6 +27,8 @@ NEWLINE, RETURN, QUOTE, ZERO, _DOT = (ord(sign) for sign in '\n\r"0.')
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 _EXACT_DIGITS = 15
 _POWERS = 10.0 ** np.arange(_EXACT_DIGITS + 1)
+_GZIP = b"\x1f\x8b"
+_TIMES_ZIPPED = 3
 _OTHER_FORMATS = {
     b"PK": "a ZIP archive (or an Excel workbook)",
     b"\x28\xb5\x2f\xfd": "compressed with zstd",
@@ -117,18 +119,27 @@ def _bytes(path: Path, given: str) -> Iterator[bytes]:
             if head.startswith(magic):
                 raise BadInput(given, "", f"is {kind}, not text", "Save it as text (UTF-8), plain or gzipped")
         file.seek(0)
-        if head.startswith(b"\x1f\x8b"):
-            yield from _unzipped(file, given)
+        if not head.startswith(_GZIP):
+            while chunk := file.read(BLOCK):
+                yield chunk
             return
-        while chunk := file.read(BLOCK):
-            yield chunk
+        chunks = _unzipped(iter(partial(file.read, _CHUNK), b""), given)
+        for _ in range(_TIMES_ZIPPED):
+            first = b""
+            while len(first) < len(_GZIP) and (more := next(chunks, None)) is not None:
+                first += more
+            chunks = chain([first], chunks)
+            if not first.startswith(_GZIP):
+                break
+            chunks = _unzipped(chunks, given)
+        yield from chunks
 
 
-def _unzipped(file: IO[bytes], given: str) -> Iterator[bytes]:
+def _unzipped(packed: Iterator[bytes], given: str) -> Iterator[bytes]:
     stream = zlib.decompressobj(31)
     mend = "Copy or download it again"
     try:
-        while compressed := file.read(_CHUNK):
+        for compressed in packed:
             while compressed:
                 if stream.eof:  # gzip files may be joined, as bgzip does
                     if not compressed.strip(b"\0"):
