@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,17 +128,16 @@ def _datasets(step: Step, repeated: Mapping[str, str]) -> dict[str, DatasetGenes
     from neumf_assets.core.counts.stored import StoredCounts
 
     found = {}
-    with ExitStack() as files:
-        for name, kept in step.all("counts").items():
-            if name in repeated:
-                continue
-            raw = step.all("raw_counts")[name]
-            figures = raw.manifest.figures
-            species = Species(
-                str(figures.get("species", "")), figures.get("species_from", "symbols") != "symbols"
-            )
-            var = files.enter_context(StoredCounts(raw.path)).var
-            found[name] = DatasetGenes.of(var, species, int(kept.manifest.figures["cells"]))
+    for name, kept in step.all("counts").items():
+        if name in repeated:
+            continue
+        raw = step.all("raw_counts")[name]
+        figures = raw.manifest.figures
+        sure = figures.get("species_from", "symbols") != "symbols"
+        with StoredCounts(raw.path) as counts:
+            genes = counts.var
+        species = Species(str(figures.get("species", "")), sure)
+        found[name] = DatasetGenes.of(genes, species, int(kept.manifest.figures["cells"]))
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,10 +70,7 @@ def dataset_digest(item: DatasetFile) -> str:
 
     with fetched(item.path, item.name, item.labels, {}) as source:
         labels = b"" if source.labels is None else source.labels.read_bytes()
-        known = b""
-        if item.sample is not None:
-            told = [item.sample.sha256, dict(item.sample.columns), dict(item.sample.limits)]
-            known = json.dumps(told, sort_keys=True).encode()
+        known = b"" if item.sample is None else item.sample.told.encode()
         return hashlib.sha256(source.sha256.encode() + hashlib.sha256(labels).digest() + known).hexdigest()
 
 

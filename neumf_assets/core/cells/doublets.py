@@ -23,7 +23,7 @@ CHUNK = 8000
 _SUMS = 2
 _UNLIKE_SUMS = 0.25
 _SUMS_JUDGED = 2000
-"""Sums whose own neighbours are looked at: enough to know their median."""
+"""Sums whose own neighbours are looked at: enough to know their quantiles."""
 _GENES = 1500
 _COMPONENTS = 30
 _PER_CELL = 0.008 / 1000

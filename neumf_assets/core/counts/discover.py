@@ -97,11 +97,9 @@ _MEND_NAME = (
     "Rename it so that what comes before its ending starts with a letter or digit and holds at most 64 "
     "letters, digits, '_' and '-'"
 )
-_UNPACK = (
-    "Unpack it, and put the count files of each sample into the inbox, or into a folder of its own there"
-)
+UNPACK = "Unpack it, and put the count files of each sample into the inbox, or into a folder of its own there"
 _OTHER_ENDINGS = {
-    (".tar", ".tar.bz2", ".7z", ".rar"): ("is an archive", _UNPACK),
+    (".tar", ".tar.bz2", ".7z", ".rar"): ("is an archive", UNPACK),
     (".bz2", ".xz", ".zst"): ("is packed in a way that is not read here", "Unpack it, or pack it with gzip"),
     (".xlsx", ".xls", ".ods"): ("is a workbook", "Export the sheet with the counts as CSV (UTF-8)"),
     (".rds", ".rda", ".rdata", ".robj"): (
@@ -609,9 +607,12 @@ def _local_entry_at(path: str) -> _Entry:
         raise BadInput(
             path, "", f"cannot be found ({error.strerror})", "Correct its path in the sample sheet"
         ) from error
-    fingerprint = partial(_local_fingerprint, str(place), stat.st_size, stat.st_mtime_ns)
-    children = partial(_list_local, str(place))
-    return _Entry(place.name, str(place), place.is_dir(), stat.st_size, stat.st_mtime, fingerprint, children)
+    return _known_entry(place.name, str(place), place.is_dir(), stat)
+
+
+def _known_entry(name: str, path: str, is_folder: bool, stat: os.stat_result) -> _Entry:
+    fingerprint = partial(_local_fingerprint, path, stat.st_size, stat.st_mtime_ns)
+    return _Entry(name, path, is_folder, stat.st_size, stat.st_mtime, fingerprint, partial(_list_local, path))
 
 
 def _remote_entry_at(url: str) -> _Entry:
@@ -636,9 +637,7 @@ def _local_entry(entry: os.DirEntry[str]) -> _Entry:
     except OSError:
         # A link to nothing, or a file taken away meanwhile.
         return _Entry(entry.name, entry.path, False, 0, 0.0, lambda: "missing", list, missing=True)
-    fingerprint = partial(_local_fingerprint, entry.path, stat.st_size, stat.st_mtime_ns)
-    children = partial(_list_local, entry.path)
-    return _Entry(entry.name, entry.path, is_folder, stat.st_size, stat.st_mtime, fingerprint, children)
+    return _known_entry(entry.name, entry.path, is_folder, stat)
 
 
 @lru_cache(maxsize=65536)

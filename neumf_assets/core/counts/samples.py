@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,11 @@ class Sample:
     columns: Mapping[str, Value] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
     line: int = 0
+
+    @property
+    def told(self) -> str:
+        """All that it says of the dataset besides where it lies, as one text: what results depend on."""
+        return json.dumps([self.sha256, dict(self.columns), dict(self.limits)], sort_keys=True)
 
 
 def read_samples(content: bytes, file: str) -> list[Sample]:

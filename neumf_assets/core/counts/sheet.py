@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,9 +91,7 @@ def with_samples(inbox: Inbox, samples: Sequence[Sample], sheet: str) -> Inbox:
                 path = _placed(sample.path, sheet)
                 found = by_path.get(_resolved(path))
                 own = refusals.pop(_resolved(path), None)
-                if (
-                    found is None and own is not None and own.place != "name"
-                ):  # a name may be given by the sheet
+                if found is None and own is not None and own.place != "name":  # the sheet gives another name
                     raise own
                 for folder in [above for above in refusals if _resolved(path).startswith(f"{above}/")]:
                     del refusals[folder]
@@ -105,14 +102,10 @@ def with_samples(inbox: Inbox, samples: Sequence[Sample], sheet: str) -> Inbox:
                 for name, item in by_name.items()
                 if f"{place_of}/".startswith(f"{_resolved(item.path)}/")  # itself, or the folder it lies in
             }
-            labels = found.labels or _labels_of(sample.name, by_name)
+            labels = found.labels or (by_name[sample.name].labels if sample.name in by_name else None)
             datasets.append(_described(found, sample, labels))
         except BadInput as error:
-            mend = error.mend
-            named = (
-                error if str(error.file) == sheet else BadInput(error.file, error.place, error.problem, mend)
-            )
-            refused.append(named)
+            refused.append(error)
     for name, item in by_name.items():
         if name not in used:
             refused.append(
@@ -127,13 +120,8 @@ def with_samples(inbox: Inbox, samples: Sequence[Sample], sheet: str) -> Inbox:
 
 
 def _described(found: DatasetFile, sample: Sample, labels: str | None) -> DatasetFile:
-    known = json.dumps([sample.sha256, dict(sample.columns), dict(sample.limits)], sort_keys=True)
-    identity = hashlib.sha256(f"{found.identity} {known}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{found.identity} {sample.told}".encode()).hexdigest()
     return replace(found, name=sample.name, labels=labels, identity=identity, sample=sample)
-
-
-def _labels_of(name: str, datasets: dict[str, DatasetFile]) -> str | None:
-    return datasets[name].labels if name in datasets else None
 
 
 def _placed(path: str, sheet: str) -> str:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 Names = NDArray[np.object_]
 
-_BODY = r"ENS[A-Z]{0,6}G\d{11}|FBgn\d{7}|WBGene\d{8}|AT[1-5MC]G\d{5}"
-ACCESSION = rf"^({_BODY})(?:\.\d+)?(_PAR_Y)?$"
+BODY = r"ENS[A-Z]{0,6}G\d{11}|FBgn\d{7}|WBGene\d{8}|AT[1-5MC]G\d{5}"
+ACCESSION = rf"^({BODY})(?:\.\d+)?(_PAR_Y)?$"
 """A stable identifier of Ensembl, FlyBase, WormBase or TAIR, with or without its version."""
 _PREFIX = re.compile(r"ENS[A-Z]{0,6}G|FBgn|WBGene|AT[1-5MC]G")
 _SPECIES_OF_PREFIX = {

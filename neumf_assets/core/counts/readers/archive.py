@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from neumf_assets.core.counts.discover import ARCHIVES, is_table
+from neumf_assets.core.counts.discover import ARCHIVES, UNPACK, is_table
 from neumf_assets.core.errors import BadInput
 
 _ALWAYS_FINE = 1 << 30
@@ -16,9 +16,6 @@ _DENSEST = 1000
 """No files of counts are packed more tightly."""
 _MOST_MEMBERS = 10_000
 _LITTER = ("._", ".DS_Store", "__MACOSX")
-_UNPACK = (
-    "Unpack it, and put the count files of each sample into the inbox, or into a folder of its own there"
-)
 
 
 def is_archive(path: Path) -> bool:
@@ -66,9 +63,9 @@ def _of_zip(archive: zipfile.ZipFile, given: str) -> Iterator[tuple[str, IO[byte
         if member.is_dir():
             continue
         if member.flag_bits & 1:
-            raise BadInput(given, member.filename, "is encrypted", _UNPACK)
+            raise BadInput(given, member.filename, "is encrypted", UNPACK)
         if (member.external_attr >> 28) == 0xA:
-            raise BadInput(given, member.filename, "is a link", _UNPACK)
+            raise BadInput(given, member.filename, "is a link", UNPACK)
         with archive.open(member) as content:
             yield member.filename, content
 
@@ -79,7 +76,7 @@ def _of_tar(archive: tarfile.TarFile, given: str) -> Iterator[tuple[str, IO[byte
             continue
         content = archive.extractfile(member) if member.isfile() else None
         if content is None:
-            raise BadInput(given, member.name, "is a link or no file", _UNPACK)
+            raise BadInput(given, member.name, "is a link or no file", UNPACK)
         yield member.name, content
 
 
@@ -88,7 +85,7 @@ def _write(members: Iterator[tuple[str, IO[bytes]]], folder: Path, packed: int, 
     for name, content in members:
         number += 1
         if number > _MOST_MEMBERS:
-            raise BadInput(given, "", f"holds more than {_MOST_MEMBERS} files", _UNPACK)
+            raise BadInput(given, "", f"holds more than {_MOST_MEMBERS} files", UNPACK)
         place = PurePosixPath(name.replace("\\", "/"))
         if place.is_absolute() or ".." in place.parts or (place.parts and ":" in place.parts[0]):
             raise BadInput(
@@ -102,7 +99,7 @@ def _write(members: Iterator[tuple[str, IO[bytes]]], folder: Path, packed: int, 
             while chunk := content.read(1 << 20):
                 room -= len(chunk)
                 if room < 0:
-                    raise BadInput(given, name, "unpacks to far more than counts are packed into", _UNPACK)
+                    raise BadInput(given, name, "unpacks to far more than counts are packed into", UNPACK)
                 file.write(chunk)
 
 
@@ -114,16 +111,16 @@ def _the_sample(folder: Path, archive: Path, given: str) -> Path:
         children = list(folder.iterdir())
     files = [child for child in children if child.is_file()]
     if not children:
-        raise BadInput(given, "", "the archive is empty", _UNPACK)
+        raise BadInput(given, "", "the archive is empty", UNPACK)
     if len(children) == 1 and files:
         only = files[0]
         if is_table(only.name) and not archive.name.lower().endswith(".zip"):
-            raise BadInput(given, only.name, "is a table in an archive", f"{_UNPACK}; a table may be gzipped")
+            raise BadInput(given, only.name, "is a table in an archive", f"{UNPACK}; a table may be gzipped")
         if archive.name.lower().endswith(ARCHIVES) and only.name.lower().endswith(ARCHIVES):
-            raise BadInput(given, only.name, "is an archive in an archive", _UNPACK)
+            raise BadInput(given, only.name, "is an archive in an archive", UNPACK)
         return only
     tables = [child for child in files if is_table(child.name)]
     if len(tables) > 1 and not any(".mtx" in child.name for child in files):
         names = ", ".join(sorted(child.name for child in tables)[:3])
-        raise BadInput(given, "", f"is an archive of {len(tables)} tables ({names}, …)", _UNPACK)
+        raise BadInput(given, "", f"is an archive of {len(tables)} tables ({names}, …)", UNPACK)
     return folder

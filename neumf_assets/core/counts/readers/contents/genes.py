@@ -195,15 +195,10 @@ def _part_joined_names(raw: RawMatrix, file: str) -> None:
             continue
         if raw.gene_ids is None or not are_accessions(raw.gene_ids):
             raw.gene_ids = np.asarray(parts["id"].fill_null("").to_list(), dtype=object)
-        raw.genes = np.asarray(fits_or(parts["symbol"], names).to_list(), dtype=object)
+        raw.genes = np.asarray(parts["symbol"].zip_with(fits, names).to_list(), dtype=object)
         raw.notes["names_parted"] = int(fits.sum())
         _logger.info("%s: names such as %r are parted into accession and symbol", file, names[0])
         return
-
-
-def fits_or(first: pl.Series, second: pl.Series) -> pl.Series:
-    """Values of the first series, of the second where the first has none."""
-    return first.zip_with(first.is_not_null(), second)
 
 
 def _find_species(raw: RawMatrix) -> None:

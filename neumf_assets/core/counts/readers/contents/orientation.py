@@ -19,12 +19,14 @@ from typing import Literal
 
 import polars as pl
 
+from neumf_assets.core.counts.genes.accessions import BODY
 from neumf_assets.core.counts.readers.matrix import Names
 from neumf_assets.core.counts.settings import Orientation
 
 _BARCODE = "[ACGTN]{10,}"
 _GENE = (
-    r"^(ENS[A-Z]{0,6}G\d{11}|FBgn\d{7}|WBGene\d{8}|AT[1-5MC]G\d{5}|(?i:MT[-.](ND|CO|ATP|CYB|RNR|T[A-Z]))|"
+    rf"^({BODY}|"
+    r"(?i:MT[-.](ND|CO|ATP|CYB|RNR|T[A-Z]))|"
     r"(?i:RP[LS]P?\d+[AXYL]?$)|(?i:HLA[-.][A-Z])|RP\d{1,2}[-.]\d+[A-Z]\d+\.\d+|LINC\d{5}|A[CLP]\d{6}\.\d+)"
 )
 _KNOWN_GENES = """
