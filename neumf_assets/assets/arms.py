@@ -257,15 +257,17 @@ def _save_table(folder: Path, name: str, names: "pd.DataFrame", columns: "pd.Dat
 
 
 def _heatmap(step: Step, arm: Arm, cells: "CellEmbedding", column: str | None) -> dict[str, str]:
+    from neumf_assets.core.cells.files.store import labels_of
     from neumf_assets.core.report.image import markdown_image
     from neumf_assets.core.report.plots.scores import cluster_label_heatmap
 
     if column is None:
         return {}
+    labels = labels_of(cells.cells, column)
     clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
-    labelled = cells.cells[column].notna().to_numpy()
+    labelled = labels.notna().to_numpy()
     picture = cluster_label_heatmap(
         clusters[delivered_clusters(clusters)].to_numpy(object)[labelled],
-        cells.cells[column].to_numpy(object)[labelled],
+        labels.to_numpy(object)[labelled],
     )
     return {"clusters by label": markdown_image(picture, "clusters by label")}

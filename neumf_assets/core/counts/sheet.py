@@ -16,6 +16,11 @@ def find_sheet(inbox: str, named: str | None) -> str | None:
     """Path or URL of the study's sample sheet: the one that the settings name, else the inbox's own, if any.
 
     A relative path in the settings is one below the inbox.
+
+    Raises
+    ------
+    BadInput
+        When the inbox does not tell: without its sheet, datasets would go under other names.
     """
     if named is not None:
         absolute = is_url(named) or Path(named).is_absolute()
@@ -27,10 +32,16 @@ def find_sheet(inbox: str, named: str | None) -> str | None:
     filesystem, root = fsspec.core.url_to_fs(inbox)
     for name in SHEETS:
         try:
-            if filesystem.isfile(f"{root.rstrip('/')}/{name}"):
+            # not isfile, which takes a store that does not answer for one without the file
+            if filesystem.info(f"{root.rstrip('/')}/{name}").get("type") == "file":
                 return f"{inbox.rstrip('/')}/{name}"
-        except Exception:  # each file system raises its own; whoever lists the inbox tells
-            return None
+        except FileNotFoundError:
+            continue
+        except Exception as error:  # each file system raises its own
+            reason = str(error).strip() or type(error).__name__
+            raise BadInput(
+                inbox, name, f"cannot be looked for ({reason})", "Check the URL and the credentials"
+            ) from error
     return None
 
 

@@ -171,6 +171,20 @@ def test_a_sheet_in_an_object_store_is_found(tmp_path: Path) -> None:
         filesystem.rm("/sheet-test", recursive=True)
 
 
+def test_a_store_that_does_not_answer_is_not_taken_for_one_without_a_sheet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import fsspec
+
+    def silent(self: object, path: str, **_: object) -> None:
+        raise TimeoutError("no answer")
+
+    assert find_sheet("memory://no-sheet-here", None) is None
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", silent)
+    with pytest.raises(BadInput, match=r"cannot be looked for \(no answer\)"):
+        find_sheet("memory://no-sheet-here", None)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_sheet_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "samples.csv").write_text("sample\nA\n")

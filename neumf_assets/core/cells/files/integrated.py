@@ -304,9 +304,8 @@ def _add_main(result: ad.AnnData, best: str, arms: Mapping[str, ArmResult]) -> N
     if arms[best].umap is not None:
         result.obsm["X_umap"] = result.obsm[f"X_umap_{best}"].copy()
     if "leiden" in arms[best].clusters:
-        own = f"{best}_leiden"
-        own = own if _free(result, own) != own else f"neumf_{own}"
-        result.obs[_free(result, "leiden")] = result.obs[own]
+        codes = np.asarray(arms[best].clusters["leiden"], dtype=object)
+        result.obs[_free(result, "leiden")] = pd.Categorical(codes)
 
 
 def _free(result: ad.AnnData, name: str) -> str:

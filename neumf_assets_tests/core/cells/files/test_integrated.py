@@ -138,6 +138,17 @@ def test_arms_lie_where_the_contract_says() -> None:
     assert result.uns["neumf"]["main_arm"] == "ineumf"
 
 
+def test_columns_of_the_users_stay_and_ours_get_a_prefix() -> None:
+    counts = two_datasets()
+    for data in counts.values():
+        data.obs["leiden"], data.obs["liger_leiden"] = "mine", "also mine"
+    made = arm()
+    result = build_integrated(counts, {"liger": made}, best_arm="liger")
+    assert set(result.obs["leiden"]) == {"mine"} and set(result.obs["liger_leiden"]) == {"also mine"}
+    for name in ("neumf_leiden", "neumf_liger_leiden"):
+        assert list(result.obs[name]) == list(made.clusters["leiden"]), "the clusters, not the user's column"
+
+
 def test_round_trip_and_use_in_scanpy(tmp_path: Path) -> None:
     result = whole()
     with warnings.catch_warnings():
