@@ -399,8 +399,22 @@ class Deployment:
         )
 
     def logs(self) -> str:
-        """The ends of the services' logs, for the message of a failed test."""
-        return "\n".join(f"== {path.name}\n{path.read_text()[-3000:]}" for path in self.home.glob("*.log"))
+        """Why runs failed and the ends of the services' logs, for the message of a failed test."""
+        parts = [f"== {path.name}\n{path.read_text()[-3000:]}" for path in self.home.glob("*.log")]
+        return "\n".join([*parts, "== failures", *self._failures()])
+
+    def _failures(self) -> list[str]:
+        """The failed runs and what their last events say."""
+        query = """{ runsOrError(filter: {statuses: [FAILURE]}) { ... on Runs { results { id status
+             eventConnection { events { ... on MessageEvent { timestamp level message stepKey }
+               ... on ErrorEvent { error { className message stack } } } } } } } }"""
+        try:
+            runs = self.ask(query)["runsOrError"]["results"]
+        except (OSError, AssertionError) as error:
+            return [f"they could not be asked for: {error}"]
+        return [
+            json.dumps({"run": run["id"], "events": run["eventConnection"]["events"][-15:]}) for run in runs
+        ]
 
     def _service(self, name: str) -> Server:
         line = (

@@ -24,9 +24,10 @@ class ReadSettings(Settings):
     layer: str | None = Field(
         default=None,
         min_length=1,
-        description="Which matrix of an AnnData or loom file holds the counts: empty for X (loom: the main "
-        "matrix), 'raw' for raw.X, else the name of a layer. Default X, because that is where raw data sets "
-        "keep their counts.",
+        description="Which matrix of an AnnData or loom file holds the counts: 'raw' for raw.X, 'X' (loom: "
+        "'matrix') for the main one, else the name of a layer. Empty takes the main one; where that is missing "
+        "or holds no whole numbers, another that does: raw.X, a layer called like counts, or the only one, "
+        "and says so.",
     )
     allow_normalised: bool = Field(
         default=False,

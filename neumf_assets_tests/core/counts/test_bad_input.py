@@ -412,9 +412,15 @@ def test_normalised_rather_than_counts(
 
 
 @pytest.mark.parametrize("name", ["h5ad layer", "h5ad raw"])
-def test_normalised_x_points_to_the_counts_in_the_file(name: str, tmp_path: Path) -> None:
+def test_a_normalised_matrix_that_is_asked_for_points_to_the_counts_in_the_file(
+    name: str, tmp_path: Path
+) -> None:
     writer, reading = FORMATS[name]
-    refused(writer(tmp_path, SMALL), f"Set layer: {reading.layer}, which holds whole numbers")
+    refused(
+        writer(tmp_path, SMALL),
+        f"Set layer: {reading.layer}, which holds whole numbers",
+        settings=ReadSettings(layer="X"),
+    )
 
 
 def test_layer_that_is_not_there(tmp_path: Path) -> None:

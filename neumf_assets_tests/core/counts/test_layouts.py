@@ -186,7 +186,7 @@ def test_an_archive_cannot_write_outside_link_or_swell(
     [
         (b"PK\x03\x04 and no more", "the archive is damaged"),
         (b"", "the archive is damaged"),
-        (gzip.compress(b"no tar"), "the archive is damaged"),
+        (gzip.compress(b"no tar", mtime=0), "the archive is damaged"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])

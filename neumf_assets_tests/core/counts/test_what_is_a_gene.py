@@ -292,7 +292,7 @@ def test_the_layer_with_whole_numbers_is_named_for_scaled_values(tmp_path: Path)
     scaled.layers["umis"] = sparse.csr_matrix(COUNTS[:, :6])
     scaled.write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(BadInput, match=r"is negative\. Set layer: umis, which holds whole numbers"):
-        read_counts(tmp_path / "a.h5ad")
+        read_counts(tmp_path / "a.h5ad", ReadSettings(layer="X"))
     read = read_counts(tmp_path / "a.h5ad", ReadSettings(layer="umis"))
     np.testing.assert_array_equal(read.X.toarray(), COUNTS[:, :6])
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from neumf_assets.core.counts.readers.contents.layers import looks_counted
 from neumf_assets.core.counts.readers.contents.names import symbols_and_accessions
 from neumf_assets.core.counts.readers.hdf5 import AGAIN
 from neumf_assets.core.counts.readers.matrix import (
@@ -25,9 +26,10 @@ from neumf_assets.core.counts.readers.matrix import (
 )
 from neumf_assets.core.errors import BadInput
 
+MAIN = "X"
+"""Name of the main matrix of an AnnData store."""
 _LARGE_ENOUGH = 1 << 25
 _DENSEST = 2000
-_SAMPLE = 100_000
 
 
 def read_anndata(store: Any, given: str, layer: str | None, format_name: str) -> RawMatrix:
@@ -68,7 +70,7 @@ def described(store: Any, given: str, layer: str | None, *, format_name: str = "
     """
     place, genes_place = _places(store, given, layer)
     obs, var = _frame(store, "obs", given), _frame(store, genes_place, given)
-    notes: dict[str, str | int | float] = {"orientation": "cells_by_genes", "layer": layer or "X"}
+    notes: dict[str, str | int | float] = {"orientation": "cells_by_genes", "layer": layer or MAIN}
     if whole := _whole_numbers_elsewhere(store, place):
         notes["whole_numbers_in"] = whole
     names, accessions = _gene_names(var)
@@ -126,7 +128,7 @@ def _check_metadata(path: Path, given: str) -> None:
 
 def _places(store: Any, given: str, layer: str | None) -> tuple[str, str]:
     """Where the matrix lies and where its genes are described."""
-    place, genes = {None: ("X", "var"), "raw": ("raw/X", "raw/var")}.get(layer, (f"layers/{layer}", "var"))
+    place, genes = {None: (MAIN, "var"), "raw": ("raw/X", "raw/var")}.get(layer, (f"layers/{layer}", "var"))
     if place in store and genes in store:
         return place, genes
     there = ", ".join(map(repr, _other_matrices(store))) or "none"
@@ -216,17 +218,16 @@ def shape_of(element: Any, given: str, place: str) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
+def matrices(store: Any) -> dict[str, Any]:
+    """Return the elements of a store that may be matrices: ``X``, ``raw`` (raw.X), and the layers by name."""
+    main = {MAIN: store[MAIN]} if MAIN in store else {}
+    return main | {name: store[place] for name, place in _other_matrices(store).items()}
+
+
 def _whole_numbers_elsewhere(store: Any, place: str) -> str:
-    """Name another matrix of the store that begins with whole numbers, for the mend of a normalised one."""
-    for name, other in _other_matrices(store).items():
-        if other == place:
-            continue
-        element = store[other]
-        data = element[:100] if hasattr(element, "ndim") else element["data"][:_SAMPLE]
-        values = np.asarray(data)
-        if values.dtype.kind in "iuf" and values.size and (np.rint(values) == values).all():
-            return name
-    return ""
+    """Name another matrix of the store that holds whole numbers, for the mend of a normalised one."""
+    others = (name for name, other in _other_matrices(store).items() if other != place)
+    return next((name for name in others if looks_counted(store[_other_matrices(store)[name]])), "")
 
 
 def _other_matrices(store: Any) -> dict[str, str]:

@@ -26,6 +26,8 @@ from neumf_assets.core.counts.readers.matrix import (
 from neumf_assets.core.counts.readers.probe import NOT_READ, missing_filter, plugins, trouble
 from neumf_assets.core.errors import BadInput
 
+LOOM_MAIN = "matrix"
+"""Name of the main matrix of a loom file."""
 _CELL_NAMES = ("CellID", "obs_names", "cell_names", "barcode", "Barcode", "barcodes", "cell_id", "cell")
 AGAIN = "Copy or export it again"
 _MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -98,7 +100,7 @@ def check_sizes(group: h5py.Group, stored: int, given: str) -> None:
 
 def kind_of(file: h5py.File) -> str:
     """Tell the format of an open HDF5 file: ``h5ad``, ``10x v3``, ``10x v2``, ``loom`` or "" (none)."""
-    if "X" in file and "obs" in file and "var" in file:
+    if "obs" in file and "var" in file and any(name in file for name in ("X", "layers", "raw")):
         return "h5ad"
     matrix = file.get("matrix")
     if isinstance(matrix, h5py.Group) and "features" in matrix:
@@ -218,13 +220,18 @@ def read_loom(file: h5py.File, given: str, layer: str | None, *, entries: bool =
         rows="genes",
         gene_ids=None if accessions is None else check_names(accessions, matrix.shape[1], "genes", given),
         obs=pd.DataFrame(columns),
-        notes={"orientation": "genes_by_cells", "layer": layer or "matrix"},
+        notes={"orientation": "genes_by_cells", "layer": layer or LOOM_MAIN},
     )
+
+
+def loom_matrices(file: h5py.File) -> dict[str, Any]:
+    """Return the matrices of a loom file: ``matrix``, and the layers by name."""
+    return {LOOM_MAIN: file["matrix"], **{str(name): layer for name, layer in file.get("layers", {}).items()}}
 
 
 def loom_place(layer: str | None) -> str:
     """Where a layer of a loom file lies."""
-    return f"layers/{layer}" if layer else "matrix"
+    return f"layers/{layer}" if layer else LOOM_MAIN
 
 
 def text(values: h5py.Dataset, given: str) -> Names:

@@ -14,13 +14,22 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from neumf_assets.core.counts.readers.anndata_files import opened_zarr, read_anndata
+from neumf_assets.core.counts.readers.anndata_files import MAIN, matrices, opened_zarr, read_anndata
 from neumf_assets.core.counts.readers.contents.droplets import UNFILTERED, Droplets
 from neumf_assets.core.counts.readers.contents.genes import settle_genes, take_genes
 from neumf_assets.core.counts.readers.contents.labels import CELL, cell_labels, read_labels, with_sample
+from neumf_assets.core.counts.readers.contents.layers import layer_of_counts, say_layer
 from neumf_assets.core.counts.readers.contents.validate import HINT, validated
 from neumf_assets.core.counts.readers.delimited import read_delimited
-from neumf_assets.core.counts.readers.hdf5 import kind_of, opened, read_loom, read_tenx_v2, read_tenx_v3
+from neumf_assets.core.counts.readers.hdf5 import (
+    LOOM_MAIN,
+    kind_of,
+    loom_matrices,
+    opened,
+    read_loom,
+    read_tenx_v2,
+    read_tenx_v3,
+)
 from neumf_assets.core.counts.readers.long_table import long_columns, read_long_table
 from neumf_assets.core.counts.readers.market import read_market
 from neumf_assets.core.counts.readers.matrix import Names, RawMatrix
@@ -128,7 +137,7 @@ def store_counts(
         table = read_labels(files.labels, files.labels_given) if files.labels else None
 
         def finish(raw: RawMatrix) -> tuple[pd.DataFrame, dict[str, Any]]:
-            provenance = _provenance(files, raw)
+            provenance = _provenance(files, raw, settings)
             provenance["read_seconds"] = time.perf_counter() - begin
             return _labels_of(files, settings, raw, table, described), provenance
 
@@ -154,18 +163,27 @@ def _parted(files: Source, settings: ReadSettings) -> Iterator[Parted | None]:
     with ExitStack() as stack:
         if files.triple is None and files.path.is_dir():
             store = stack.enter_context(opened_zarr(files.path, files.given))
-            found = anndata_parted(store, files.given, settings.layer, "AnnData-Zarr")
+            layer = _layer_of_anndata(store, files.given, settings)
+            found = anndata_parted(store, files.given, layer, "AnnData-Zarr")
         elif files.triple is None and _is_hdf5(files.path):
             found = _parted_hdf5(stack.enter_context(opened(files.path, files.given)), files, settings)
         yield found if found is not None and too_large(found, files.given, settings) else None
 
 
+def _layer_of_anndata(store: Any, given: str, settings: ReadSettings) -> str | None:
+    return layer_of_counts(MAIN, matrices(store), given, settings)
+
+
+def _layer_of_loom(file: h5py.File, given: str, settings: ReadSettings) -> str | None:
+    return layer_of_counts(LOOM_MAIN, loom_matrices(file), given, settings)
+
+
 def _parted_hdf5(file: h5py.File, files: Source, settings: ReadSettings) -> Parted | None:
     kind = kind_of(file)
     if kind == "h5ad":
-        return anndata_parted(file, files.given, settings.layer, kind)
+        return anndata_parted(file, files.given, _layer_of_anndata(file, files.given, settings), kind)
     if kind == "loom":
-        return loom_parted(file, files.given, settings.layer)
+        return loom_parted(file, files.given, _layer_of_loom(file, files.given, settings))
     return tenx_parted(file, files.given) if kind else None
 
 
@@ -181,7 +199,7 @@ def _whole(
     if droplets.background:
         raw.notes[UNFILTERED] = droplets.background
     adata.obs = _labels_of(files, settings, raw, table, described)
-    adata.uns["provenance"] = _provenance(files, raw)
+    adata.uns["provenance"] = _provenance(files, raw, settings)
     return adata
 
 
@@ -204,7 +222,10 @@ def _labels_of(
     return with_sample(labels, described or {}, files.given)
 
 
-def _provenance(files: Source, raw: RawMatrix) -> dict[str, Any]:
+def _provenance(files: Source, raw: RawMatrix, settings: ReadSettings) -> dict[str, Any]:
+    layer = str(raw.notes.get("layer", MAIN))
+    if settings.layer is None and layer not in (MAIN, LOOM_MAIN):
+        say_layer(files.given, layer)
     return {
         "source": files.given,
         "name": files.name,
@@ -224,7 +245,8 @@ def _read(files: Source, settings: ReadSettings, labels: pl.DataFrame | None) ->
         return read_market(files.path, files.triple, files.given, settings.orientation)
     if files.path.is_dir():
         with opened_zarr(files.path, files.given) as store:
-            return read_anndata(store, files.given, settings.layer, "AnnData-Zarr")
+            layer = _layer_of_anndata(store, files.given, settings)
+            return read_anndata(store, files.given, layer, "AnnData-Zarr")
     if _is_hdf5(files.path):
         return _read_hdf5(files, settings)
     if long := long_columns(files.path, files.given):
@@ -250,9 +272,10 @@ def _read_hdf5(files: Source, settings: ReadSettings) -> RawMatrix:
     with opened(files.path, files.given) as file:
         kind = kind_of(file)
         if kind == "h5ad":
-            return read_anndata(file, files.given, settings.layer, "h5ad")
+            layer = _layer_of_anndata(file, files.given, settings)
+            return read_anndata(file, files.given, layer, "h5ad")
         if kind == "loom":
-            return read_loom(file, files.given, settings.layer)
+            return read_loom(file, files.given, _layer_of_loom(file, files.given, settings))
         if kind == "10x v3":
             return read_tenx_v3(file, files.given)
         if kind == "10x v2":

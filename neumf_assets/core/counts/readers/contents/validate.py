@@ -15,7 +15,7 @@ from neumf_assets.core.errors import BadInput
 
 _LARGEST = np.iinfo(np.int32).max
 _SAME_TOTAL = 1e-3
-_NOISE = 1e-6
+NOISE = 1e-6
 """Rounding of float32, about ten times over, relative to the value."""
 HINT = "whole_numbers_in"
 """Note of a reader: which other matrix of the file holds whole numbers."""
@@ -225,7 +225,7 @@ def _round_noise(X: sparse.csr_matrix) -> None:
     if X.dtype.kind != "f" or _is_whole(X.data):
         return
     rounded = np.rint(X.data)
-    if (np.abs(X.data - rounded) <= _NOISE * np.maximum(rounded, 1)).all():
+    if (np.abs(X.data - rounded) <= NOISE * np.maximum(rounded, 1)).all():
         X.data = rounded
 
 
