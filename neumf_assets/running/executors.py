@@ -13,6 +13,7 @@ from neumf_assets.core.cgroup import usable_cpus
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.home import Home
 from neumf_assets.running.orphans import alive, forget_ended_runs
+from neumf_assets.running.pools import settle_pools
 
 if TYPE_CHECKING:
     from neumf_assets.dagster_internals import (
@@ -62,7 +63,7 @@ def executor() -> dg.ExecutorDefinition:
 
 
 class AliveExecutor(dg.Executor):
-    """Executes with another executor, and holds the run's lock meanwhile."""
+    """Executes with another executor once its pools are there, and holds the run's lock meanwhile."""
 
     def __init__(self, inner: dg.Executor) -> None:
         self._inner = inner
@@ -84,7 +85,16 @@ class AliveExecutor(dg.Executor):
         home = Home.from_environment()
         forget_ended_runs(plan_context.instance, home)
         with alive(home, plan_context.run_id):
+            settle_pools(plan_context.instance, _pools_of(execution_plan))
             yield from self._inner.execute(plan_context, execution_plan)
+
+
+def _pools_of(plan: ExecutionPlan) -> Iterator[str]:
+    """The pools in which steps of a plan take a place."""
+    for key in plan.step_keys_to_execute:
+        pool = plan.get_step_by_key(key).pool
+        if pool is not None:
+            yield pool
 
 
 def _alive(base: dg.ExecutorDefinition) -> dg.ExecutorDefinition:
