@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,14 @@ from neumf_assets.core.neumf.fused import library
 from neumf_assets.core.neumf.fused.gmf import GmfGradients, available, gmf_gradients
 from neumf_assets.core.neumf.fused.tower import MAX_LOG_MEAN
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.core.neumf.training.batches import SparseCounts
+from neumf_assets.core.neumf.training.batches import Plan, SparseCounts, Step
 from neumf_assets.core.neumf.training.fit import fit
 from neumf_assets.core.neumf.training.optimiser import RowAdam
+from neumf_assets.core.neumf.training.preparation import prepare
+from neumf_assets.core.neumf.training.schedule import rate_shares
+from neumf_assets.core.neumf.training.stages import initial_state
+from neumf_assets.core.neumf.training.state import Data, State
+from neumf_assets.core.neumf.training.step import Stepper
 
 usable, reason = available()
 pytestmark = pytest.mark.skipif(not usable, reason=reason)
@@ -162,6 +168,74 @@ def test_a_training_comes_out_as_by_plain_torch(datasets: int) -> None:
         np.testing.assert_allclose(ours, plain, rtol=1e-4)
 
 
+def training_data(cells: int, genes: int, datasets: int, **chosen: Any) -> tuple[Data, Plan]:
+    """Counts of several datasets, prepared for a GMF; and how its epochs are cut into steps."""
+    rng = np.random.default_rng(cells + genes)
+    counts = csr_matrix(rng.poisson(rng.gamma(0.5, 1.0, (cells, genes))).astype(np.float32))
+    settings = NeuMFSettings(kind="gmf", **{"gmf_size": 5, "block_cells": 16, "threads": 2, **chosen})
+    dataset = np.sort(np.arange(cells) % datasets)
+    factors = rng.gamma(5, 0.2, cells).astype(np.float32)
+    data = prepare(counts, factors, dataset, settings, torch.device("cpu"))
+    return data, Plan.of(dataset, genes, settings, data.device)
+
+
+def three_epochs(data: Data, plan: Plan, frozen: frozenset[str], at_once: bool) -> tuple[list[float], State]:
+    """Losses of three epochs, and the state after them."""
+    stepper = Stepper(data, initial_state(data, "gmf", 0, {}), frozen)
+    assert stepper.at_once
+    stepper.at_once = at_once
+    losses = []
+    for number in range(3):
+        order = plan.epoch((number,))
+        steps, shares = list(order.steps(0)), rate_shares(data.settings, number, 3, order.n_steps)
+        loss, pairs = stepper.run(steps, shares, torch.Generator())
+        assert pairs == data.counts.n_cells * data.counts.n_genes
+        losses.append(float(loss))
+    return losses, stepper.state
+
+
+@pytest.mark.parametrize("frozen", [frozenset(), frozenset({"genes", "tower"})], ids=["all", "mapping"])
+@pytest.mark.parametrize(
+    ("datasets", "chosen"),
+    [
+        (1, {}),
+        (1, {"gmf_size": 1, "validation_share": 0.0}),
+        (3, {"gmf_size": 17, "threads": 3}),
+        (2, {"threads": 1, "bias_prior": 0.0, "beta1": 0.5}),
+    ],
+)
+def test_an_epoch_in_one_call_is_that_of_its_steps(
+    datasets: int, chosen: dict[str, Any], frozen: frozenset[str]
+) -> None:
+    data, plan = training_data(90, 131, datasets, **chosen)
+    ours, state = three_epochs(data, plan, frozen, at_once=True)
+    theirs, wanted = three_epochs(data, plan, frozen, at_once=False)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for name, optimiser in wanted.optimisers.items():
+        found = state.optimisers[name]
+        torch.testing.assert_close(found.steps, optimiser.steps)
+        torch.testing.assert_close(found.table, optimiser.table, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_an_epoch_in_one_call_repeats_bit_for_bit(threads: int) -> None:
+    data, plan = training_data(70, 200, 2, threads=threads)
+    first, second = (three_epochs(data, plan, frozenset(), at_once=True) for _ in range(2))
+    assert first[0] == second[0]
+    for name, optimiser in first[1].optimisers.items():
+        assert torch.equal(optimiser.table, second[1].optimisers[name].table)
+
+
+def test_a_table_that_does_not_fit_is_refused() -> None:
+    data, _ = training_data(30, 20, 1)
+    state = initial_state(data, "gmf", 0, {})
+    for optimiser in state.optimisers.values():
+        optimiser.table = optimiser.table.double()
+    stepper = Stepper(data, state)
+    with pytest.raises(ValueError, match="contiguous and float32"):
+        stepper.run([Step(0, np.arange(9), None)], [1.0], torch.Generator())
+
+
 def paths_here() -> list[str]:
     known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flags = set(known.split())
@@ -176,6 +250,11 @@ def test_every_path_that_the_processor_has_passes_its_self_checks(path: str, tmp
         "from neumf_assets.core.neumf.fused import gmf, tower\n"
         "assert gmf.available()[0], gmf.available()\n"
         "assert tower.available('float32')[0], tower.available('float32')\n"
+        "from neumf_assets_tests.core.neumf.test_gmf_kernel import three_epochs, training_data\n"
+        "import numpy as np\n"
+        "data, plan = training_data(40, 77, 2)\n"
+        "losses = [three_epochs(data, plan, frozenset(), at_once)[0] for at_once in (True, False)]\n"
+        "np.testing.assert_allclose(*losses, rtol=1e-5)\n"
         "print(gmf._self_check_error(), tower.available('bfloat16'))\n"
     )
     environment = {**os.environ, library.KERNEL: path, "NEUMF_HOME": str(tmp_path)}

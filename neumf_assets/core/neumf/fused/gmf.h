@@ -48,7 +48,9 @@ constexpr float kLowest = -87.0f;
 // Genes [first, last) of a block, as one thread sees them; its memory is used again for the next block.
 class Gmf {
  public:
-  void set(const GmfBlock& b, const float* cells, int64_t from, int64_t to) {
+  // `embedding(g, row)` writes the embedding of a gene of the block into a row.
+  template <class Embedding>
+  void set(const GmfBlock& b, const float* cells, int64_t from, int64_t to, const Embedding& embedding) {
     block = &b, cell = cells, first = from, last = to, loss = 0;
     size = b.size, padded = round_up(b.size, kLanes), rows = round_up(b.cells, kTileCells);
     tiles = std::max<int64_t>(0, (to - from + kTileGenes - 1) / kTileGenes);
@@ -56,7 +58,7 @@ class Gmf {
     for (int64_t g = 0; g < tiles * kTileGenes; ++g) {
       float* row = gene + g * padded;
       const int64_t filled = g < to - from ? size : 0;
-      if (filled) std::memcpy(row, b.gene + (from + g) * size, size * sizeof(float));
+      if (filled) embedding(from + g, row);
       std::memset(row + filled, 0, (padded - filled) * sizeof(float));
     }
     across.need(size * kTileGenes);
@@ -88,6 +90,14 @@ class Gmf {
     std::memcpy(b.dgene + first * size, dgene, (last - first) * size * sizeof(float));
     std::memcpy(b.dgene_bias + first, dgene_bias, (last - first) * sizeof(float));
   }
+
+  // What a step of Adam takes: gradients of the genes, [genes, size], and of their biases; of the cells, [cells,
+  // padded] and [cells], as far as these genes add to them; and their loss.
+  float* genes_gradients() const { return dgene; }
+  float* bias_gradients() const { return dgene_bias; }
+  const float* cells_gradients() const { return dcell; }
+  const float* offset_gradients() const { return dcell_offset; }
+  double summed_loss() const { return loss; }
 
  private:
   struct Held {

@@ -9,12 +9,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from neumf_assets.core.neumf.fused.library import AdamStep, GmfBlock, KernelUnavailable, load
+from neumf_assets.core.neumf.fused.library import (
+    AdamStep,
+    EpochTable,
+    GmfBlock,
+    GmfEpoch,
+    KernelUnavailable,
+    load,
+)
 from neumf_assets.core.neumf.fused.tower import MAX_LOG_MEAN, SparseTargets
 
 TOLERANCE = 1e-4
@@ -136,6 +144,138 @@ def adam_step(
     call.second, call.steps = second.data_ptr(), steps.data_ptr()
     if load().fused_adam(ctypes.byref(call)) != 0:
         raise MemoryError("the fused kernel ran out of memory")
+
+
+@dataclass(frozen=True)
+class MovedTable:
+    """A table of parameters with Adam's state of its rows, all contiguous float32 and changed in place.
+
+    Parameters
+    ----------
+    value, first, second
+        Parameters and moments, ``[rows, columns]``.
+    steps
+        Counts of steps, ``[rows, 1]``.
+    rate, decay
+        Step size and prior precision of each column.
+    moved
+        Whether it is trained at all.
+    """
+
+    value: Tensor
+    first: Tensor
+    second: Tensor
+    steps: Tensor
+    rate: Tensor
+    decay: Tensor
+    moved: bool
+
+    def fields(self) -> EpochTable:
+        """As the kernel takes it."""
+        columns = self.value.shape[1]
+        if self.rate.numel() != columns or self.decay.numel() != columns:
+            raise ValueError(f"a rate and a decay are needed for each of {columns} columns")
+        tensors = (self.value, self.first, self.second, self.steps, self.rate, self.decay)
+        if not all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in tensors):
+            raise ValueError("a table that the kernel moves has to be contiguous and float32")
+        return EpochTable(*(tensor.data_ptr() for tensor in tensors), columns, int(self.moved))
+
+
+class EpochCounts(NamedTuple):
+    """What the steps of an epoch see of each cell.
+
+    Parameters
+    ----------
+    log_size
+        Log size factors, ``[cells]``.
+    targets
+        The counts of all cells, entries of a cell by ascending gene.
+    held_out, held_out_row
+        Genes that are left out, ``[R, S]`` int64, positions beyond the last mean none; and the row of each cell.
+    """
+
+    log_size: Tensor
+    targets: SparseTargets
+    held_out: Tensor | None
+    held_out_row: Tensor | None
+
+
+class EpochSteps(NamedTuple):
+    """The steps of an epoch, one after the other.
+
+    Parameters
+    ----------
+    cells
+        Cells of all steps, int64, and ``begin`` (``[steps + 1]``) where those of each begin.
+    dataset
+        Dataset of each, int64.
+    rate_share, share, dataset_share
+        Factor of the rates, and share of all cells and of the dataset's, float32.
+    """
+
+    cells: Tensor
+    begin: Tensor
+    dataset: Tensor
+    rate_share: Tensor
+    share: Tensor
+    dataset_share: Tensor
+
+
+def gmf_epoch(
+    tables: dict[str, MovedTable],
+    counts: EpochCounts,
+    steps: EpochSteps,
+    expected_bias: Tensor,
+    bias_prior: float,
+    constants: tuple[float, float, float],
+    threads: int,
+) -> float:
+    """Make many training steps of a GMF under the Poisson likelihood, each with all genes, in one call.
+
+    The same as :func:`gmf_gradients` and :func:`adam_step` on ``cells``, ``genes``, ``shifts`` and ``tower`` for each
+    step in turn, up to the order of sums in float32.
+
+    Parameters
+    ----------
+    tables
+        ``cells`` ``[N, d + 1]`` with the bias last, ``genes`` ``[G, d]``, ``shifts`` ``[D x G, d + 1]`` (or 1 column,
+        the bias alone), ``tower`` ``[1, d]``, the output's weights.
+    counts, steps
+        What is trained on, and in which order.
+    expected_bias
+        ``[D x G]``, around which the biases have a Gaussian prior of precision ``bias_prior``.
+    constants
+        Adam's two decays and epsilon.
+    threads
+        CPU threads. The result is the same bit for bit for the same number.
+
+    Returns
+    -------
+    Loss summed over all entries.
+    """
+    columns = {name: table.value.shape[1] for name, table in tables.items()}
+    size, genes = columns["genes"], tables["genes"].value.shape[0]
+    if columns["cells"] != size + 1 or columns["shifts"] not in (1, size + 1) or columns["tower"] != size:
+        raise ValueError(f"tables of {columns} columns do not belong together")
+    targets = counts.targets
+    entries = (targets.start, targets.length, targets.gene, targets.value)
+    kept = [tensor.contiguous() for tensor in (counts.log_size, *entries, expected_bias, *steps)]
+    call = GmfEpoch(steps=steps.dataset.numel(), genes=genes, size=size, threads=threads)
+    call.shifted, call.max_log_mean, call.bias_prior = int(columns["shifts"] > 1), MAX_LOG_MEAN, bias_prior
+    call.beta1, call.beta2, call.epsilon = constants
+    call.cell, call.gene = tables["cells"].fields(), tables["genes"].fields()
+    call.shift, call.out = tables["shifts"].fields(), tables["tower"].fields()
+    names = ["log_size", "y_start", "y_length", "y_index", "y_value", "expected_bias"]
+    names += ["order", "begin", "dataset", "rate_share", "share", "dataset_share"]
+    for name, tensor in zip(names, kept, strict=True):
+        setattr(call, name, tensor.data_ptr())
+    if counts.held_out is not None and counts.held_out_row is not None:
+        kept += [counts.held_out.contiguous(), counts.held_out_row.contiguous()]
+        call.held_out, call.held_out_row = kept[-2].data_ptr(), kept[-1].data_ptr()
+        call.held_out_width = counts.held_out.shape[1]
+    if load().fused_gmf_epoch(ctypes.byref(call)) != 0:
+        raise MemoryError("the fused kernel ran out of memory or threads")
+    return float(call.loss)
 
 
 def _gradients(

@@ -11,6 +11,7 @@
 #include "bfloat16.h"
 #include "float32.h"
 #include "gmf.h"
+#include "gmf_epoch.h"
 
 namespace fused {
 
@@ -111,7 +112,10 @@ void run(GmfBlock& block) {
     static thread_local Gmf part;
     try {
       const int64_t first = units * t / threads * kTileGenes;
-      part.set(block, cells, first, std::min(block.genes, units * (t + 1) / threads * kTileGenes));
+      const int64_t last = std::min(block.genes, units * (t + 1) / threads * kTileGenes);
+      part.set(block, cells, first, last, [&](int64_t g, float* row) {
+        std::memcpy(row, block.gene + g * block.size, block.size * sizeof(float));
+      });
       part.run();
       parts[t] = &part;
     } catch (...) {
@@ -125,6 +129,44 @@ void run(GmfBlock& block) {
   for (const std::exception_ptr& failure : failures)
     if (failure) std::rethrow_exception(failure);
   for (const Gmf* part : parts) part->add_to(block);
+}
+
+void run(GmfEpoch& epoch) {
+  const int64_t units = (epoch.genes + kTileGenes - 1) / kTileGenes;
+  const int threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(epoch.threads, units)));
+  std::vector<std::unique_ptr<EpochPart>> parts(threads);
+  for (int t = 0; t < threads; ++t) {
+    const int64_t first = units * t / threads * kTileGenes;
+    const int64_t last = std::min(epoch.genes, units * (t + 1) / threads * kTileGenes);
+    parts[t] = std::make_unique<EpochPart>(epoch, first, last);
+  }
+  Barrier barrier(threads);
+  std::atomic<bool> failed{false};
+  std::vector<std::exception_ptr> failures(threads);
+  auto work = [&](int t) {
+    for (int64_t step = 0; step < epoch.steps; ++step) {
+      try {
+        if (!failed) parts[t]->genes(step);
+      } catch (...) {
+        failures[t] = std::current_exception(), failed = true;
+      }
+      barrier.wait();
+      try {
+        if (t == 0 && !failed) parts[0]->cells(step, parts);
+      } catch (...) {
+        failures[t] = std::current_exception(), failed = true;
+      }
+      barrier.wait();
+    }
+  };
+  if (threads == 1)
+    work(0);
+  else
+    Crew::here().run(threads, work);
+  for (const std::exception_ptr& failure : failures)
+    if (failure) std::rethrow_exception(failure);
+  epoch.loss = 0;
+  for (const auto& part : parts) epoch.loss += part->summed_loss();
 }
 
 }  // namespace fused
@@ -184,6 +226,17 @@ int32_t fused_adam(const fused::AdamStep* step) {
   }
 }
 
+// 0: done; 1: out of memory or threads, the tables are spoiled then.
+int32_t fused_gmf_epoch(fused::GmfEpoch* epoch) {
+  try {
+    fused::run(*epoch);
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+
+int64_t fused_gmf_epoch_size() { return sizeof(fused::GmfEpoch); }
 int64_t fused_gmf_size() { return sizeof(fused::GmfBlock); }
 int64_t fused_adam_size() { return sizeof(fused::AdamStep); }
 

@@ -22,7 +22,16 @@ MAX_DEPTH = 5
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 NATIVE_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 BUILD_SECONDS = 300
-SOURCES = ("kernel.cpp", "block.h", "simd.h", "objective.h", "float32.h", "bfloat16.h", "gmf.h")
+SOURCES = (
+    "kernel.cpp",
+    "block.h",
+    "simd.h",
+    "objective.h",
+    "float32.h",
+    "bfloat16.h",
+    "gmf.h",
+    "gmf_epoch.h",
+)
 KERNEL = "NEUMF_KERNEL"
 """Environment variable that forces a path of the kernels, for tests and comparisons."""
 PATHS = {
@@ -131,6 +140,58 @@ class AdamStep(ctypes.Structure):
     )
 
 
+class EpochTable(ctypes.Structure):
+    """Mirror of ``struct EpochTable`` in ``gmf_epoch.h``."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("first", ctypes.c_void_p),
+        ("second", ctypes.c_void_p),
+        ("steps", ctypes.c_void_p),
+        ("rate", ctypes.c_void_p),
+        ("decay", ctypes.c_void_p),
+        ("columns", ctypes.c_int64),
+        ("moved", ctypes.c_int64),
+    )
+
+
+class GmfEpoch(ctypes.Structure):
+    """Mirror of ``struct GmfEpoch`` in ``gmf_epoch.h``."""
+
+    _fields_ = (
+        ("steps", ctypes.c_int64),
+        ("genes", ctypes.c_int64),
+        ("size", ctypes.c_int32),
+        ("shifted", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("max_log_mean", ctypes.c_float),
+        ("bias_prior", ctypes.c_float),
+        ("epsilon", ctypes.c_float),
+        ("beta1", ctypes.c_double),
+        ("beta2", ctypes.c_double),
+        ("cell", EpochTable),
+        ("gene", EpochTable),
+        ("shift", EpochTable),
+        ("out", EpochTable),
+        ("log_size", ctypes.c_void_p),
+        ("expected_bias", ctypes.c_void_p),
+        ("y_start", ctypes.c_void_p),
+        ("y_length", ctypes.c_void_p),
+        ("y_index", ctypes.c_void_p),
+        ("y_value", ctypes.c_void_p),
+        ("held_out", ctypes.c_void_p),
+        ("held_out_row", ctypes.c_void_p),
+        ("held_out_width", ctypes.c_int64),
+        ("order", ctypes.c_void_p),
+        ("begin", ctypes.c_void_p),
+        ("dataset", ctypes.c_void_p),
+        ("rate_share", ctypes.c_void_p),
+        ("share", ctypes.c_void_p),
+        ("dataset_share", ctypes.c_void_p),
+        ("loss", ctypes.c_double),
+    )
+
+
 def native_flags() -> tuple[tuple[str, ...], ...]:
     """Flags that target this CPU, in the order in which they are tried; or the path that is forced.
 
@@ -231,10 +292,16 @@ def load() -> ctypes.CDLL:
     library.fused_block_size.restype = ctypes.c_int64
     library.fused_gmf.argtypes, library.fused_gmf.restype = [ctypes.POINTER(GmfBlock)], ctypes.c_int32
     library.fused_adam.argtypes, library.fused_adam.restype = [ctypes.POINTER(AdamStep)], ctypes.c_int32
-    library.fused_gmf_size.restype = library.fused_adam_size.restype = ctypes.c_int64
+    library.fused_gmf_epoch.argtypes, library.fused_gmf_epoch.restype = (
+        [ctypes.POINTER(GmfEpoch)],
+        ctypes.c_int32,
+    )
+    for size in (library.fused_gmf_size, library.fused_adam_size, library.fused_gmf_epoch_size):
+        size.restype = ctypes.c_int64
     library.fused_supports.argtypes = [ctypes.c_int32]
     library.fused_supports.restype = ctypes.c_int32
-    sizes = (library.fused_block_size(), library.fused_gmf_size(), library.fused_adam_size())
-    if sizes != tuple(map(ctypes.sizeof, (Block, GmfBlock, AdamStep))):
+    sizes = [library.fused_block_size(), library.fused_gmf_size(), library.fused_adam_size()]
+    sizes.append(library.fused_gmf_epoch_size())
+    if sizes != list(map(ctypes.sizeof, (Block, GmfBlock, AdamStep, GmfEpoch))):
         raise KernelUnavailable("the kernel's block differs from this module's")
     return library

@@ -292,10 +292,9 @@ class _WindowStepper(Stepper):
         finally:
             self.data, optimisers["cells"] = whole, without_rows
 
-    def __call__(self, step: Step, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
-        """Make one step, as :class:`Stepper` does."""
-        here = replace(step, cells=np.searchsorted(self._cells, step.cells))
-        return super().__call__(here, share, generator)
+    def here(self, step: Step) -> Step:
+        """Return a step with its cells at their places in the window's tables."""
+        return replace(step, cells=np.searchsorted(self._cells, step.cells))
 
     def validation_loss(self) -> float | None:
         """Return the mean loss of the held-out entries, or ``None`` without any."""

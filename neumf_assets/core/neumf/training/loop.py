@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -98,10 +99,10 @@ def _run_epoch(stepper: Stepper, order: Epoch, stage: int, shares: list[float]) 
     remaining = iter(shares)
     for window in range(len(order.windows)):
         with stepper.window(order, window):
-            for step in order.steps(window):
-                loss, size = stepper(step, next(remaining), generator)
-                total += loss
-                pairs += size
+            steps = list(order.steps(window))
+            loss, size = stepper.run(steps, list(islice(remaining, len(steps))), generator)
+            total += loss
+            pairs += size
     loss_sum, pairs_sum = data.workers.sum(float(total), pairs)
     mean_loss = loss_sum / max(pairs_sum, 1)
     seconds = time.perf_counter() - begin

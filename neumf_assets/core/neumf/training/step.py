@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from neumf_assets.core.neumf.compiled import WORTH_PAIRS
+from neumf_assets.core.neumf.fused.gmf import EpochCounts, EpochSteps, MovedTable, gmf_epoch, gmf_gradients
 from neumf_assets.core.neumf.fused.gmf import available as gmf_kernel
-from neumf_assets.core.neumf.fused.gmf import gmf_gradients
-from neumf_assets.core.neumf.fused.tower import fused_block_loss
+from neumf_assets.core.neumf.fused.tower import SparseTargets, fused_block_loss
 from neumf_assets.core.neumf.network import Block, Tables, Tower, block_scores, pair_scores
 from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss, sparse_poisson_loss
 from neumf_assets.core.neumf.training.batches import Epoch, Step
@@ -60,6 +60,7 @@ class Stepper:
         kernel = data.device.type == "cpu" and self.settings.fused == "auto" and gmf_kernel()[0]
         self.by_gmf_kernel = kernel and self._is_plain_gmf()
         self.by_adam_kernel = kernel and self.settings.gradient_clip is None
+        self.at_once = self.by_gmf_kernel and self.by_adam_kernel and data.workers.size == 1
         for name, optimiser in state.optimisers.items():
             columns = optimiser.table.shape[1]
             self.rates[name] = self.rates[name].expand(columns).contiguous()
@@ -89,8 +90,62 @@ class Stepper:
         for name, table in self.state.best.items():
             (self.state.tables | self.state.statistics)[name].copy_(table)
 
+    def here(self, step: Step) -> Step:
+        """Return a step with its cells at their places in the tables."""
+        return step
+
+    def run(
+        self, steps: Sequence[Step], shares: Sequence[float], generator: torch.Generator
+    ) -> tuple[Tensor | float, int]:
+        """Make steps one after the other, each with its share of the step size; return loss and pairs of all."""
+        if self.at_once and steps:
+            return self._run_at_once([self.here(step) for step in steps], shares)
+        total, pairs = torch.zeros((), dtype=torch.float64, device=self.data.device), 0
+        for step, share in zip(steps, shares, strict=True):
+            loss, size = self(self.here(step), share, generator)
+            total += loss
+            pairs += size
+        return total, pairs
+
+    @torch.no_grad()
+    def _run_at_once(self, steps: Sequence[Step], shares: Sequence[float]) -> tuple[float, int]:
+        """Make all steps in one call of the kernel."""
+        data, optimisers = self.data, self.state.optimisers
+        tables = {
+            name: MovedTable(
+                *(opt.table, opt.first, opt.second, opt.steps),
+                *(self.rates[name], self.decay[name], name in self.trained),
+            )
+            for name, opt in optimisers.items()
+        }
+        every = data.counts
+        targets = SparseTargets(every.indptr, every.lengths, every.indices, every.values)
+        held_out = (data.held_out.genes, data.held_out.row) if data.held_out else (None, None)
+        sizes = np.array([step.cells.size for step in steps])
+        datasets = np.array([step.dataset for step in steps])
+        order = EpochSteps(
+            torch.as_tensor(np.concatenate([step.cells for step in steps]), dtype=torch.int64),
+            torch.as_tensor(np.concatenate([[0], np.cumsum(sizes)]), dtype=torch.int64),
+            torch.as_tensor(datasets, dtype=torch.int64),
+            torch.as_tensor(shares, dtype=torch.float32),
+            torch.as_tensor(sizes / self.n_cells, dtype=torch.float32),
+            torch.as_tensor(sizes / self.members[datasets], dtype=torch.float32),
+        )
+        loss = gmf_epoch(
+            tables,
+            EpochCounts(data.log_size, targets, *held_out),
+            order,
+            self.expected_bias,
+            self.settings.bias_prior,
+            (self.adam.beta1, self.adam.beta2, self.adam.epsilon),
+            self.tower.threads,
+        )
+        return loss, int(sizes.sum()) * every.n_genes
+
     def __call__(self, step: Step, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
-        """Make one step; return the summed loss (detached) and the number of pairs it was summed over.
+        """Make one step, its cells given by their places.
+
+        Returns the summed loss (detached) and the number of pairs it was summed over.
 
         With several workers, both are those of this worker's cells of the step.
         """
