@@ -223,6 +223,15 @@ class Block:
             return self.parts["log_dispersion"].expand(self.genes.shape[0])
         return None
 
+    def tower_matters(self) -> bool:
+        """Tell whether the tower's output has to be computed: not where its weights are zero and stay so."""
+        if not self.layout.mlp:
+            return False
+        moves = (
+            torch.is_grad_enabled() or self.tower.device.type != "cpu"
+        )  # a GPU would have to be waited for
+        return moves or bool(self.parts["out_mlp"].any())
+
     def linear_part(self, out: Tensor | None = None) -> Tensor:
         """Return the GMF part and the biases of all pairs, ``[B, G]`` (in ``out``, without gradients)."""
         if out is not None:
@@ -333,6 +342,8 @@ class Tower:
 def block_scores(block: Block, tower: Tower, training: bool = False, out: Tensor | None = None) -> Tensor:
     """Return ``f`` of all pairs of a block, ``[B, G]``; without gradients, ``out`` may take it."""
     score = block.linear_part(out)
+    if not block.tower_matters():
+        return score
     if block.layout.mlp and tower.fused and not torch.is_grad_enabled():
         weights, biases = block.hidden_layers()
         out = block.parts["out_mlp"]
@@ -360,7 +371,7 @@ def block_scores(block: Block, tower: Tower, training: bool = False, out: Tensor
 def pair_scores(block: Block, tower: Tower, cell: Tensor, gene: Tensor, training: bool = False) -> Tensor:
     """Return ``f`` of single pairs, given by their positions in the block, ``[P]``."""
     score = block.linear_pairs(cell, gene)
-    if block.layout.mlp:
+    if block.layout.mlp and block.tower_matters():
         cell_side, gene_side = block.first_layer()
         score = score + tower(block, cell_side[cell] + gene_side[gene], training)
     return score

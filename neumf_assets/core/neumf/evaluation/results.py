@@ -10,6 +10,9 @@ from neumf_assets.core.neumf.evaluation.scorers import CalibrationBin
 from neumf_assets.core.neumf.evaluation.settings import EvaluationSettings
 from neumf_assets.core.neumf.settings import NeuMFSettings
 
+PART_OF = {"neumf": "gmf"}
+"""What a model starts from: it stands beside the model to show what the rest is worth."""
+
 
 @dataclass(frozen=True)
 class MethodScore:
@@ -65,11 +68,12 @@ class Evaluation:
 
     @property
     def best_baseline(self) -> str | None:
-        """The baseline with the lowest held-out deviance."""
+        """The baseline with the lowest held-out deviance; NeuMF's own GMF part, which it starts from, is none."""
+        own = {self.model, PART_OF.get(self.model)}
         known = {
             name: value
             for name, value in self.heldout_deviance.items()
-            if name != self.model and value is not None
+            if name not in own and value is not None
         }
         return min(known, key=known.__getitem__) if known else None
 
@@ -88,7 +92,8 @@ class Evaluation:
             return best is not None and own.heldout_deviance < best
         if not own.ranking:
             return None
-        others = [score.ranking for name, score in self.methods.items() if name != self.model]
+        own_names = {self.model, PART_OF.get(self.model)}
+        others = [score.ranking for name, score in self.methods.items() if name not in own_names]
         rivals = [_last_ndcg(scores) for scores in (*others, self.popularity)]
         return _last_ndcg(own.ranking) > max(rivals)
 

@@ -43,6 +43,7 @@ def run_stage(
     checkpoint: Checkpoint[State],
     frozen: frozenset[str] = frozenset(),
     elsewhere: Cells | None = None,
+    start_counts: bool = False,
 ) -> None:
     """Train ``state`` for ``epochs``, from the checkpoint of this stage where there is one.
 
@@ -66,19 +67,24 @@ def run_stage(
         Tables that must not change.
     elsewhere
         Where the cells' embeddings are, if not in the state.
+    start_counts
+        Keep the epoch with the least held-out loss, or the start where none is better.
     """
     settings = data.settings
     checkpoint.restore(stage, state)
     plan = Plan.of(data.all_cells, data.counts.n_genes, settings, data.device)
     stepper = elsewhere.stepper(data, state, frozen) if elsewhere else Stepper(data, state, frozen)
+    keeping = start_counts or settings.patience is not None
     with torch_threads(stepper.operation_threads):
+        if start_counts and state.epoch == 0:
+            _keep_start(stepper)
         while state.epoch < epochs and not stalled(state, settings):
             order = plan.epoch((settings.seed, 2, stage, state.epoch))
             shares = rate_shares(settings, state.epoch, epochs, order.n_steps)
             row = _run_epoch(stepper, order, stage, shares)
             state.epoch += 1
             row |= {"stage": kind, "epoch": state.epoch, "learning_rate": shares[-1] * settings.learning_rate}
-            if _record(state, row, stepper.validation_loss(), settings.patience is not None):
+            if _record(state, row, stepper.validation_loss(), keeping):
                 stepper.keep_best()
             progress(f"train {kind}", state.epoch, epochs, **_figures(row))
             checkpoint.write(stage, state)
@@ -113,7 +119,15 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
 
 
-def _record(state: State, row: dict[str, float | str], validation: float | None, patience: bool) -> bool:
+def _keep_start(stepper: Stepper) -> None:
+    """Take the parameters that a stage starts from for the best so far."""
+    loss = stepper.validation_loss()
+    if loss is not None:
+        stepper.state.best_loss, stepper.state.best_epoch = loss, 0
+        stepper.keep_best()
+
+
+def _record(state: State, row: dict[str, float | str], validation: float | None, keeping: bool) -> bool:
     """Add a row to the curves; tell whether the epoch was the best so far and must be kept."""
     better = validation is not None and validation < state.best_loss
     if validation is not None:
@@ -121,7 +135,7 @@ def _record(state: State, row: dict[str, float | str], validation: float | None,
         if better:
             state.best_loss, state.best_epoch = validation, state.epoch
     state.history.append(row)
-    return better and patience
+    return better and keeping
 
 
 def _figures(row: dict[str, float | str]) -> dict[str, float]:

@@ -15,13 +15,17 @@ from neumf_assets.core.neumf.training.state import Data, State, new_state
 from neumf_assets.core.neumf.training.workers import Workers
 from neumf_assets.core.progress import Progress
 
-FUSION_SCALE = 0.1
+FUSION_SCALE = 0.0
+"""Of the tower's output beside a trained GMF part: the whole starts as good as that part is."""
 
 
 def train_stages(
     data: Data, progress: Progress, checkpoint: Checkpoint[State], elsewhere: Cells | None = None
 ) -> State:
     """Train the branches first where the settings ask for it, then the model itself.
+
+    Of the model made of trained branches that epoch is kept, or the start, which predicts held-out entries best: a
+    tower that gains nothing changes nothing.
 
     The cells' embeddings are in the state, or ``elsewhere``.
     """
@@ -35,7 +39,10 @@ def train_stages(
         epochs = settings.pretrain_epochs if not final else settings.epochs
         if final and trained:
             epochs = settings.fusion_epochs
-        run_stage(data, state, kind, number, epochs, progress, checkpoint, elsewhere=elsewhere)
+        fused = final and bool(trained)
+        run_stage(
+            data, state, kind, number, epochs, progress, checkpoint, elsewhere=elsewhere, start_counts=fused
+        )
         trained[kind] = state
     return trained[settings.kind]
 

@@ -338,15 +338,26 @@ class Stepper:
         layout, settings, device = self.state.layout, self.settings, self.data.device
         branches = torch.full((layout.size,), settings.learning_rate, device=device)
         branches[[i for name in self.state.pretrained for i in layout.span(name)]] *= settings.pretrained_rate
-        one = branches.new_full((1,), settings.learning_rate)
+        give_way = settings.pretrained_rate if self.state.pretrained else 1.0
+        one = branches.new_full((1,), settings.learning_rate * give_way)
         shifted = branches if layout.shifted else one[:0]
         extra = one if layout.dispersion == "gene" else one[:0]
         return {
             "cells": torch.cat([branches, one]) * (settings.cell_learning_rate / settings.learning_rate),
             "genes": torch.cat([branches, extra]),
             "shifts": torch.cat([shifted, one]),
-            "tower": branches.new_full((1,), settings.tower_learning_rate),
+            "tower": self._tower_rates(),
         }
+
+    def _tower_rates(self) -> Tensor:
+        """Return the peak step size of every weight of the tower and of the output."""
+        layout, settings = self.state.layout, self.settings
+        columns = self.state.optimisers["tower"].table.shape[1]
+        rates = torch.full((columns,), settings.tower_learning_rate, device=self.data.device)
+        for name, part in layout.split_tower(rates).items():
+            if name != "log_dispersion" and ("gmf" if name == "out_gmf" else "mlp") in self.state.pretrained:
+                part.mul_(settings.pretrained_rate)
+        return rates
 
     def _update(
         self,

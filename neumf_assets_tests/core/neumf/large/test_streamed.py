@@ -109,7 +109,7 @@ def test_a_streamed_model_is_stored_and_predicts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop_after", [2, 5, 7])
 def test_streamed_training_goes_on_where_it_was_stopped(tmp_path: Path, stop_after: int) -> None:
     settings = changed(
-        window_cells=64, epochs=4, pretrain_epochs=4, fusion_epochs=4, patience=3, checkpoint_seconds=0.0
+        window_cells=64, epochs=4, pretrain_epochs=4, fusion_epochs=4, patience=4, checkpoint_seconds=0.0
     )
     counts, _, _ = low_rank(cells=200, genes=60)
     named: dict[str, Any] = {

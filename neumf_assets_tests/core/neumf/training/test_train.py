@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from safetensors import safe_open
 from scipy.sparse import csr_matrix
 
+from neumf_assets.assets.model import tower_figures
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.settings import NeuMFSettings
 from neumf_assets.core.neumf.training.batches import Step
@@ -70,6 +72,35 @@ def test_every_configuration_learns_and_repeats_bit_for_bit(changes: dict[str, o
     assert stage[-1]["train_loss"] < first.history[0]["train_loss"] or settings.pretrain == "both"
     assert np.isfinite(first.predict()).all()
     assert not same_tables(train(counts, settings.model_copy(update={"seed": 1})).tables, first.tables)
+
+
+@pytest.mark.parametrize("fused", ["auto", "off"])
+def test_a_tower_that_gains_nothing_changes_nothing(fused: str) -> None:
+    """Counts of a product, which the GMF branch knows already: a tower that moves fast only does harm."""
+    counts, _, _ = low_rank(cells=200, genes=60)
+    known: dict[str, Any] = {"epochs": 60, "pretrain_epochs": 60, "weight_decay": 5.0, "fused": fused}
+    known |= {"validation_share": 0.2, "pretrained_rate": 0.0, "tower_learning_rate": 0.5}
+    model = train(counts, changed(fusion_epochs=2, **known))
+    alone = train(counts, changed(kind="gmf", **known))
+    np.testing.assert_allclose(model.predict(), alone.predict(), rtol=1e-5)
+    assert [row["stage"] for row in model.history[-2:]] == ["neumf", "neumf"]
+    assert tower_figures(model.history)["tower_gain"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_tower_that_gains_is_kept() -> None:
+    """What is no product of four dimensions: ten groups of cells and of genes that find each other."""
+    rng = np.random.default_rng(0)
+    mean = np.full((400, 100), 0.2)
+    for group in range(10):
+        mean[group * 40 : group * 40 + 40, group * 10 : group * 10 + 10] = 8.0
+    counts = csr_matrix(rng.poisson(mean).astype(np.int32))
+    known: dict[str, Any] = {"gmf_size": 1, "mlp_size": 16, "tower": (32, 16), "tower_weight_decay": 0.1}
+    known |= {"validation_share": 0.2, "pretrain_epochs": 10, "tower_learning_rate": 0.01}
+    model = train(counts, changed(fusion_epochs=40, **known))
+    found = tower_figures(model.history)
+    assert found["tower_gain"] > 0.05 and found["tower_seconds"] > 0
+    validation = [float(row["validation_loss"]) for row in model.history]
+    assert min(validation[10:]) < min(validation[:10])
 
 
 def test_fused_and_plain_training_agree() -> None:
