@@ -161,6 +161,12 @@ def neumf_liger_factors(step: Step) -> Product:
         position = {gene: column for column, gene in enumerate(named[name])}
         columns = np.array([position[gene] for gene in genes], dtype=np.intp)
         parts.append(scale_dense(matrix, gene_statistics(matrix), columns, device=step.device))
+    reading = "they are read from disk in every iteration"
+    if not memory.exceeds(
+        sum(part.bytes for part in parts), "The predicted matrices of all datasets", reading
+    ):
+        for part in parts:
+            part.keep()
     settings = _fitting(step, min(matrix.shape[0] for matrix, _, _ in opened.values()))
     result = factorise(parts, settings, device=step.device, progress=step.progress)
     return _factors_product(step, result, list(opened), genes)

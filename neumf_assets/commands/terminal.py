@@ -140,13 +140,16 @@ def show_results(
 
 
 def _datasets_table(summary: Mapping[str, Any], model: str) -> Table:
+    from neumf_assets.core.neumf.evaluation.results import PART_OF
+
     table = Table(title="Datasets (held-out deviance: lower is better)", title_justify="left")
     table.add_column("dataset")
     for column in ("cells", "genes", "zeros", "held-out deviance", "best baseline"):
         table.add_column(column, justify="right")
     for name, data in summary["datasets"].items():
         deviance = data.get("heldout_deviance") or {}
-        others = {key: value for key, value in deviance.items() if key != model and value is not None}
+        own = (model, PART_OF.get(model))
+        others = {key: value for key, value in deviance.items() if key not in own and value is not None}
         best = min(others, key=lambda key: others[key]) if others else None
         table.add_row(
             name,

@@ -146,9 +146,24 @@ class DenseMatrix:
         self._all_genes = np.array_equal(genes, np.arange(source.shape[1]))
         self._row_factor = torch.from_numpy(row_factor.astype(np.float32)).to(device)
         self._column_factor = torch.from_numpy(column_factor.astype(np.float32)).to(device)
+        self._kept: list[tuple[slice, Block]] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What its columns take in memory."""
+        return 4 * self.n_cells * self.n_genes
+
+    def keep(self) -> None:
+        """Keep in memory what is read from now on: iNMF goes over all cells a hundred times and more."""
+        self._kept = self._kept or []
 
     def blocks(self) -> Iterator[tuple[slice, Block]]:
-        """Read and yield ``block_cells`` rows at a time."""
+        """Yield ``block_cells`` rows at a time."""
+        if self._kept == []:
+            self._kept = list(self._read())
+        yield from self._kept if self._kept is not None else self._read()
+
+    def _read(self) -> Iterator[tuple[slice, Block]]:
         for start in range(0, self.n_cells, self._block_cells):
             rows = slice(start, min(start + self._block_cells, self.n_cells))
             values = np.asarray(self._source[rows], dtype=np.float32)

@@ -111,7 +111,7 @@ def kl_nmf(
     from sklearn.decomposition import NMF
     from sklearn.exceptions import ConvergenceWarning
 
-    values = normalise(train, factors) if on == "normalised" else train.astype(np.float64)
+    values = (normalise(train, factors) if on == "normalised" else train).astype(np.float32)
     model = NMF(
         min(n_components, *train.shape),
         init="nndsvda",

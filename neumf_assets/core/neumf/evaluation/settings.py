@@ -55,10 +55,11 @@ class EvaluationSettings(Settings):
         description="Rank of SVD and NMF; more than 20 hardly lowers their deviance.",
     )
     nmf_iterations: int = Field(
-        default=200,
+        default=100,
         ge=1,
         le=100_000,
-        description="Updates of the NMF at most; 200 suffice to its tolerance of 1e-4.",
+        description="Updates of the NMF at most; it stops at a tolerance of 1e-4, which 200 suffice for. 100 take half "
+        "the time and leave its deviance 0.0003 higher, less than it varies between splits.",
     )
     ranking: Literal["off", "thinned", "leave_one_out"] = Field(
         default="thinned",

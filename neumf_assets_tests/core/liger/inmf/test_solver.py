@@ -272,6 +272,31 @@ def test_dense_and_chunked_data_give_what_sparse_data_give(planted: Planted) -> 
         np.testing.assert_allclose(other.W, sparse.W, atol=5e-3 * sparse.W.max())
 
 
+def test_a_dense_matrix_that_is_kept_is_read_once_and_gives_the_same() -> None:
+    class Source:
+        """Counts how often rows of it are read."""
+
+        def __init__(self) -> None:
+            self.values = np.random.default_rng(0).poisson(1.0, (90, 12)).astype(np.float32)
+            self.shape, self.reads = self.values.shape, 0
+
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            self.reads += 1
+            return self.values[rows]
+
+    genes, factors = np.arange(1, 11), (np.full(90, 0.5, np.float32), np.full(10, 2.0, np.float32))
+    made = [Source(), Source()]
+    plain, kept = (DenseMatrix(source, genes, *factors, 1.0, 1.0, block_cells=40) for source in made)
+    kept.keep()
+    assert kept.bytes == 90 * 10 * 4
+    right = torch.ones(10, 3)
+    for _ in range(3):
+        for (rows, one), (other_rows, other) in zip(plain.blocks(), kept.blocks(), strict=True):
+            assert rows == other_rows
+            assert torch.equal(one.times(right), other.times(right))
+    assert (made[0].reads, made[1].reads) == (9, 3)
+
+
 def test_empty_cells_and_unseen_genes_are_carried_along() -> None:
     X = plant().X
     X = [x.tolil() for x in X]
