@@ -202,7 +202,7 @@ def mapped(staged: StagedStudy) -> list[Row]:
         cells = np.vstack([one.cell_embedding("gmf", metric="gene") for one in (base, model)])
         batch = np.concatenate([np.array(list(counts))[dataset[rest]], np.full(left.size, like or ARRIVED)])
         aligned = np.empty_like(cells)
-        aligned[np.concatenate([rest, left])] = harmony_align(cells, batch, staged.study.align)
+        aligned[np.concatenate([rest, left])] = harmony_align(cells, batch, staged.study.align).embedding
         rows.append(row | {"accuracy_of_mapped": vote_accuracy(aligned, labels, left, rest)})
     return rows
 

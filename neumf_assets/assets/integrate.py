@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.gene_space import renamed_genes
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from neumf_assets.core.cells.settings import AlignSettings
     from neumf_assets.core.liger.inmf.solver import INMFResult
     from neumf_assets.core.liger.settings import LigerSettings
-    from neumf_assets.core.neumf.model import NeuMFModel, Part
+    from neumf_assets.core.neumf.model import NeuMFModel
     from neumf_assets.core.report.content import Curves, FactorGenes
 
 _logger = logging.getLogger(__name__)
@@ -376,29 +378,47 @@ def _train_ineumf(step: Step) -> NeuMFModel:
     group="integrate",
     inputs=("gene_space", "ineumf/model", "counts"),
     settings=("align", *_EMBEDDING_SETTINGS),
+    version="2",
     kinds=("numpy", "parquet"),
     columns=_CELL_COLUMNS,
 )
 def ineumf_cell_embedding(step: Step) -> Product:
     """Every cell in the integrative model's common space, datasets aligned.
 
-    The model's cell embeddings, in the metric of the genes; Harmony moves each dataset's cells so that cells
-    of one kind come to lie together. With each cell's nearest neighbours.
+    The model's cell embeddings, in the metric of the genes, with what the datasets' gene biases took of them; Harmony
+    moves each dataset's cells so that cells of one kind come to lie together, as long as cells keep their neighbours.
+    With each cell's nearest neighbours.
     """
-    return _embedding_product(step, _common_space(step))
-
-
-def _common_space(step: Step) -> np.ndarray:
-    from neumf_assets.core.cells.align import harmony_align
-    from neumf_assets.core.cells.files.store import batches
+    from neumf_assets.core.neumf.common_space import common_space
     from neumf_assets.core.neumf.model import NeuMFModel
 
-    model = NeuMFModel.load(step.one("ineumf/model").path)
+    points = common_space(NeuMFModel.load(step.one("ineumf/model").path))
+    return _harmonised(step, points, step.study.align)
+
+
+def _harmonised(step: Step, points: np.ndarray, settings: AlignSettings) -> Product:
+    """The cells after Harmony, and what it did."""
+    from neumf_assets.core.cells.align import harmony_align
+    from neumf_assets.core.cells.files.store import batches
+
     with stored_counts(step) as counts:
         batch = batches(counts, step.study.batch_column)
-    # Distances in the tower's own embedding tell nothing of the cells' types where there is a GMF part.
-    part: Part = "mlp" if model.settings.kind == "mlp" else "gmf"
-    return harmony_align(model.cell_embedding(part, metric="gene"), batch, step.study.align)
+    found = harmony_align(points, batch, settings)
+    product = _embedding_product(step, found.embedding)
+    if not found.same_dataset:
+        return product
+    if not found.passes:
+        step.log.warning(
+            "The datasets are not aligned: Harmony would push cells of different kinds together. The datasets have no "
+            "effect of their own to be taken out, or no cells of one kind. align.guarded: false aligns them anyway."
+        )
+    figures = {
+        "alignment_passes": found.passes,
+        "same_dataset_before": found.same_dataset[0],
+        "same_dataset_after": found.same_dataset[found.passes],
+        "own_neighbours_kept": found.own_kept[found.passes],
+    }
+    return replace(product, figures={**product.figures, **figures})
 
 
 def _embedding_product(step: Step, embedding: np.ndarray) -> Product:

@@ -187,7 +187,13 @@ class AlignSettings(Settings):
         default=2,
         ge=1,
         le=10,
-        description="Harmony from its own result so many times: it stops early, with the datasets half mixed.",
+        description="Harmony from its own result so many times, at most: it stops early, with the datasets half mixed.",
+    )
+    guarded: bool = Field(
+        default=True,
+        description="Keep a pass only where the datasets gain at least as many of each other's cells as neighbours as "
+        "cells lose of the neighbours in their own dataset, and a third of all moves is common to the cells of a "
+        "dataset: different kinds of cells are not pushed together.",
     )
     ridge: float | None = Field(
         default=None,

@@ -170,19 +170,65 @@ def test_harmony_mixes_shifted_datasets_and_keeps_types() -> None:
     data = blobs(per_type=150, shift=4.0)
     codes = (data.dataset == "b").astype(int)
     before = same_batch_share(find_neighbours(data.embedding, 20), codes)
-    aligned = harmony_align(data.embedding, data.dataset)
+    aligned = harmony_align(data.embedding, data.dataset).embedding
     after = same_batch_share(find_neighbours(aligned, 20), codes)
     assert before > 0.9
     assert after < expected_same_batch_share(codes) + 0.1
     assert KNeighborsClassifier(5).fit(aligned, data.labels).score(aligned, data.labels) > 0.99
 
 
+def groups_apart(
+    kinds: list[tuple[int, str, int]], shift: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points, kinds and datasets of groups (kind, dataset, cells) in ten dimensions; ``shift`` moves dataset ``b``."""
+    rng = np.random.default_rng(seed)
+    centres = 4 * np.random.default_rng(1).normal(size=(8, 10)) / np.sqrt(10)
+    labels = np.repeat([kind for kind, _, _ in kinds], [cells for _, _, cells in kinds])
+    dataset = np.repeat([name for _, name, _ in kinds], [cells for _, _, cells in kinds])
+    points = centres[labels] + 0.7 * rng.normal(size=(len(labels), 10))
+    points[dataset == "b"] += shift / np.sqrt(10)
+    return points - points.mean(0), labels, dataset
+
+
+def purity(points: np.ndarray, labels: np.ndarray) -> float:
+    near = find_neighbours(points, 20).indices
+    return float((labels[near] == labels[:, None]).mean())
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.5])
+def test_datasets_without_a_kind_in_common_are_not_pushed_together(shift: float) -> None:
+    kinds = [(kind, "a" if kind < 4 else "b", 200) for kind in range(8)]
+    points, labels, dataset = groups_apart(kinds, shift)
+    loose = harmony_align(points, dataset, AlignSettings(guarded=False))
+    guarded = harmony_align(points, dataset)
+    before = purity(points, labels)
+    assert loose.passes == 2
+    assert purity(guarded.embedding, labels) > before - 0.02
+    assert purity(guarded.embedding, labels) > purity(loose.embedding, labels) + 0.02
+    assert guarded.passes < len(guarded.same_dataset) == len(guarded.own_kept)
+
+
+def test_an_effect_of_the_dataset_is_taken_out_where_kinds_are_shared_and_some_are_not() -> None:
+    kinds = [(kind, name, 200) for kind in range(6) for name in "ab"] + [(6, "a", 200), (7, "b", 200)]
+    points, labels, dataset = groups_apart(kinds, 3.0)
+    found = harmony_align(points, dataset)
+    codes = (dataset == "b").astype(int)
+    shared = labels < 6
+    share = [
+        same_batch_share(find_neighbours(part[shared], 20), codes[shared])
+        for part in (points, found.embedding)
+    ]
+    assert found.passes
+    assert share[1] < share[0] - 0.2
+    assert purity(found.embedding, labels) > purity(points, labels) - 0.05
+
+
 def test_harmony_of_a_sample_moves_the_other_cells_along() -> None:
     data = blobs(per_type=300, shift=3.0)
-    whole = harmony_align(data.embedding, data.dataset, AlignSettings(n_clusters=8))
+    whole = harmony_align(data.embedding, data.dataset, AlignSettings(n_clusters=8)).embedding
     chosen = AlignSettings(n_clusters=8, max_cells=400)
-    found = harmony_align(data.embedding, data.dataset, chosen)
-    np.testing.assert_array_equal(found, harmony_align(data.embedding, data.dataset, chosen))
+    found = harmony_align(data.embedding, data.dataset, chosen).embedding
+    np.testing.assert_array_equal(found, harmony_align(data.embedding, data.dataset, chosen).embedding)
     batch = np.unique(data.dataset, return_inverse=True)[1]
     before, mixed, mixed_whole = (
         same_batch_share(find_neighbours(points, 20, metric="euclidean"), batch)
@@ -196,27 +242,33 @@ def test_harmony_of_a_sample_moves_the_other_cells_along() -> None:
 def test_harmony_of_a_sample_keeps_a_dataset_of_few_cells() -> None:
     data = blobs(per_type=100)
     dataset = np.where(np.arange(400) < 3, "rare", data.dataset)
-    found = harmony_align(data.embedding, dataset, AlignSettings(n_clusters=4, max_cells=100))
+    found = harmony_align(data.embedding, dataset, AlignSettings(n_clusters=4, max_cells=100)).embedding
     assert np.isfinite(found).all() and found.shape == data.embedding.shape
 
 
 def test_harmony_repeats_and_does_not_care_how_datasets_are_named() -> None:
     data = blobs(shift=3.0)
-    first = harmony_align(data.embedding, data.dataset, AlignSettings(seed=5))
-    np.testing.assert_array_equal(first, harmony_align(data.embedding, data.dataset, AlignSettings(seed=5)))
+    first = harmony_align(data.embedding, data.dataset, AlignSettings(seed=5)).embedding
+    np.testing.assert_array_equal(
+        first, harmony_align(data.embedding, data.dataset, AlignSettings(seed=5)).embedding
+    )
     codes = (data.dataset == "b").astype(int)
-    np.testing.assert_array_equal(first, harmony_align(data.embedding, codes, AlignSettings(seed=5)))
+    np.testing.assert_array_equal(
+        first, harmony_align(data.embedding, codes, AlignSettings(seed=5)).embedding
+    )
 
 
 def test_harmony_of_one_dataset_changes_nothing() -> None:
     data = blobs()
-    np.testing.assert_array_equal(harmony_align(data.embedding, np.zeros(len(data.labels))), data.embedding)
+    np.testing.assert_array_equal(
+        harmony_align(data.embedding, np.zeros(len(data.labels))).embedding, data.embedding
+    )
 
 
 def test_harmony_takes_as_many_cells_as_dimensions() -> None:
     data = noise(8, dims=8)
     codes = np.arange(8) % 2
-    assert harmony_align(data.embedding, codes).shape == (8, 8)
+    assert harmony_align(data.embedding, codes).embedding.shape == (8, 8)
 
 
 def test_harmony_refuses_what_does_not_fit() -> None:

@@ -1,0 +1,67 @@
+"""The cells of several datasets in one space, with what their datasets' gene biases took of them given back.
+
+A dataset's gene biases are free: they take up what all of its cells have in common, be it how they were measured or
+that they are all of one kind. A dataset of B cells alone has a B cell's profile in its biases, and its cells lie where
+the average cell of another dataset does. What of the biases lies in the span of the genes' embeddings is a place in
+the common space, so it is added to the dataset's cells. They lie then where a model without such biases would put
+them, with what the measurement did to them, too; that is left to the alignment, which looks at one group of cells
+after the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from neumf_assets.core.neumf.model import NeuMFModel
+
+RIDGE = 1e-3
+"""Of the least squares, relative to the mean square of an embedding's entries: for embeddings that do not differ."""
+
+
+def common_space(model: NeuMFModel) -> NDArray[np.float32]:
+    """Return every cell's place in the space that all datasets share.
+
+    Parameters
+    ----------
+    model
+        Of one or several datasets.
+
+    Returns
+    -------
+    Cells x size, float32, around the mean of all cells: cosines between cells mean little around another point.
+    Euclidean distance is the distance of the cells' scores over all genes, root mean square. Of a model without a GMF
+    part, the first layer's.
+    """
+    if not model.layout.gmf:
+        return _centred(torch.from_numpy(model.cell_embedding("mlp", metric="gene")).double())
+    cells = model.tables["cells"][:, : model.layout.gmf].double().cpu()
+    if len(model.dataset_names) > 1:
+        cells = cells + taken_by_biases(model)[torch.as_tensor(np.asarray(model.dataset, dtype=np.int64))]
+    return _centred(cells @ model.gene_metric().cpu())
+
+
+def taken_by_biases(model: NeuMFModel) -> Tensor:
+    """Return the places in the common space that the datasets' gene biases stand for, ``[datasets, gmf]`` float64.
+
+    By least squares: ``bias[d, g] - mean bias[g] = a[d] . w[g] + constant[d]`` with ``w`` the genes' embeddings.
+    """
+    size = model.layout.gmf
+    out = model.layout.split_tower(model.tables["tower"])["out_gmf"].double().cpu()
+    genes = model.tables["genes"][:, :size].double().cpu() * out
+    biases = model.tables["shifts"][..., -1].double().cpu()
+    known = torch.cat([genes, torch.ones(len(genes), 1, dtype=torch.float64)], 1)
+    gram = known.T @ known
+    gram[range(size), range(size)] += (
+        RIDGE * len(genes) * genes.square().mean() + torch.finfo(torch.float64).tiny
+    )
+    return torch.linalg.solve(gram, known.T @ (biases - biases.mean(0)).T)[:size].T
+
+
+def _centred(points: Tensor) -> NDArray[np.float32]:
+    return (points - points.mean(0)).float().numpy()
