@@ -135,7 +135,7 @@ def scored(staged: StagedStudy, arm: str) -> Row:
     if arm == "neumf_liger":
         with fresh_process() as call:
             found["models_seconds"] = sum(call(compute_measured, staged, MODELS)["seconds"].values())
-    first = f"{arm}/{FIRST[arm]}"
+    first = FIRST[arm]
     with fresh_process() as call:
         spent = call(compute_measured, staged, (first, *(f"{arm}/{name}" for name in OF_ARM)))
     with fresh_process() as call:

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from neumf_assets.core.report.plots.cells import EmbeddedCells
 
 
-FIRST: dict[str, str] = {"liger": "factors", "neumf_liger": "factors", "ineumf": "model"}
-"""What each arm computes first."""
+FIRST: dict[str, str] = {
+    "pca": "principal_components",
+    "harmony": "principal_components",
+    "liger": "liger/factors",
+    "neumf_liger": "neumf_liger/factors",
+    "ineumf": "ineumf/model",
+}
+"""What each arm computes first, or shares with another."""
 
 
 def common_stages(arm: Arm) -> list[Stage]:
@@ -33,7 +39,7 @@ def _clusters(arm: Arm) -> Stage:
     @stage(
         name=(arm, "clusters"),
         group="integrate",
-        inputs=(f"{arm}/cell_embedding", f"{arm}/{FIRST[arm]}"),
+        inputs=(f"{arm}/cell_embedding", FIRST[arm]),
         settings=("clusters",),
         kinds=("parquet", "scikitlearn"),
         columns=(
@@ -185,10 +191,14 @@ def _gene_modules(step: Step, arm: Arm) -> "pd.DataFrame | None":
 
 def gene_embedding(step: Step, arm: str) -> "tuple[list[str], np.ndarray]":
     """Names of the genes that an arm uses, and their shared embedding: genes × dimensions."""
+    from neumf_assets.core.cells.components import Components
     from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.neumf.model import NeuMFModel
 
-    folder = step.one(f"{arm}/{FIRST[arm]}").path
+    folder = step.one(FIRST[arm]).path
+    if arm in ("pca", "harmony"):
+        found = Components.load(folder)
+        return list(found.genes), found.loadings
     if arm == "ineumf":
         model = NeuMFModel.load(folder)
         return [str(name) for name in model.gene_names], model.tables["genes"].cpu().numpy()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from neumf_assets.assets import gene_space, ingest, integrate, model
+from neumf_assets.assets import components, gene_space, ingest, integrate, model
 from neumf_assets.assets.arms import common_stages
 from neumf_assets.assets.report.stages import report_stages
 from neumf_assets.assets.stage import Stage
@@ -12,6 +12,9 @@ from neumf_assets.study.settings import ARMS, StudySettings
 PER_DATASET = frozenset(item.path for item in (*ingest.STAGES, *model.STAGES))
 """Stages with one artifact for each dataset; the others have one for the study."""
 
+ARM_STAGES = {**components.STAGES, **integrate.STAGES}
+"""What each arm computes up to its embedding; two arms may share a stage."""
+
 
 def stages(study: StudySettings) -> list[Stage]:
     """The stages that a study's settings ask for, in an order in which they can be computed."""
@@ -19,7 +22,7 @@ def stages(study: StudySettings) -> list[Stage]:
     own = [
         gene_space.gene_space,
         integrate.shared_genes,
-        *(item for arm in arms for item in integrate.STAGES[arm]),
+        *dict.fromkeys(item for arm in arms for item in ARM_STAGES[arm]),
     ]
     if sweeps(study):
         own.append(integrate.liger_sweep)

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _GENES_SHOWN = 10
-_CELL_COLUMNS = (
+CELL_COLUMNS = (
     ("cell", "string", "name of the cell; cells.parquet has the rows of the embedding, in its order"),
     ("dataset", "string", "its dataset"),
     ("*", "string", "every label column that came with the counts"),
 )
-_EMBEDDING_SETTINGS = (
+EMBEDDING_SETTINGS = (
     "batch_column",
     "clusters.metric",
     "clusters.n_neighbors",
@@ -290,9 +290,9 @@ def _aligned(arm: Arm) -> Stage:
         name=(arm, "cell_embedding"),
         group="integrate",
         inputs=("gene_space", f"{arm}/factors", "counts"),
-        settings=("liger", *_EMBEDDING_SETTINGS),
+        settings=("liger", *EMBEDDING_SETTINGS),
         kinds=("numpy", "parquet"),
-        columns=_CELL_COLUMNS,
+        columns=CELL_COLUMNS,
     )
     def cell_embedding(step: Step) -> Product:
         """Every cell's factor loadings, datasets aligned by quantile normalisation.
@@ -300,7 +300,7 @@ def _aligned(arm: Arm) -> Stage:
         Within each group of matching cells, the loadings of every dataset are given the distribution of the
         largest dataset. With each cell's nearest neighbours in this space.
         """
-        return _embedding_product(step, _aligned_loadings(step, arm))
+        return embedding_product(step, _aligned_loadings(step, arm))
 
     return cell_embedding
 
@@ -377,10 +377,10 @@ def _train_ineumf(step: Step) -> NeuMFModel:
     name=("ineumf", "cell_embedding"),
     group="integrate",
     inputs=("gene_space", "ineumf/model", "counts"),
-    settings=("align", *_EMBEDDING_SETTINGS),
+    settings=("align", *EMBEDDING_SETTINGS),
     version="2",
     kinds=("numpy", "parquet"),
-    columns=_CELL_COLUMNS,
+    columns=CELL_COLUMNS,
 )
 def ineumf_cell_embedding(step: Step) -> Product:
     """Every cell in the integrative model's common space, datasets aligned.
@@ -393,18 +393,18 @@ def ineumf_cell_embedding(step: Step) -> Product:
     from neumf_assets.core.neumf.model import NeuMFModel
 
     points = common_space(NeuMFModel.load(step.one("ineumf/model").path))
-    return _harmonised(step, points, step.study.align)
+    return harmonised(step, points, step.study.align)
 
 
-def _harmonised(step: Step, points: np.ndarray, settings: AlignSettings) -> Product:
-    """The cells after Harmony, and what it did."""
+def harmonised(step: Step, points: np.ndarray, settings: AlignSettings) -> Product:
+    """The cells of an arm after Harmony, and what it did."""
     from neumf_assets.core.cells.align import harmony_align
     from neumf_assets.core.cells.files.store import batches
 
     with stored_counts(step) as counts:
         batch = batches(counts, step.study.batch_column)
     found = harmony_align(points, batch, settings)
-    product = _embedding_product(step, found.embedding)
+    product = embedding_product(step, found.embedding)
     if not found.same_dataset:
         return product
     if not found.passes:
@@ -421,7 +421,8 @@ def _harmonised(step: Step, points: np.ndarray, settings: AlignSettings) -> Prod
     return replace(product, figures={**product.figures, **figures})
 
 
-def _embedding_product(step: Step, embedding: np.ndarray) -> Product:
+def embedding_product(step: Step, embedding: np.ndarray) -> Product:
+    """The cells of an arm with their nearest neighbours: what every ``cell_embedding`` is."""
     from neumf_assets.core.cells.files.store import CellEmbedding, cell_table
     from neumf_assets.core.cells.neighbours import find_neighbours, neighbour_bytes, neighbours_needed
 
@@ -444,12 +445,14 @@ def _embedding_product(step: Step, embedding: np.ndarray) -> Product:
     return Product(found.save, {"cells": n_cells, "dimensions": int(embedding.shape[1])})
 
 
-def curve_of(step: Step, arm: str) -> Curves:
-    """How an arm's first stage came to its result: loss by epoch, or objective by iteration."""
+def curve_of(step: Step, arm: str) -> Curves | None:
+    """How an arm's first stage came to its result: loss by epoch, or objective by iteration; None where at once."""
     from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.report.content import Curves
     from neumf_assets.core.report.wording import arm_title
 
+    if arm in ("pca", "harmony"):
+        return None
     if arm == "ineumf":
         history = json.loads((step.one("ineumf/model").path / "model.json").read_text())["history"]
         return Curves(arm_title(arm), loss_history_of(history))
@@ -458,12 +461,12 @@ def curve_of(step: Step, arm: str) -> Curves:
 
 
 def factor_genes(step: Step, arm: str) -> list[FactorGenes]:
-    """The top genes of each factor of an arm; none for the integrative NeuMF, whose axes have no sign."""
+    """The top genes of each factor of an arm; none for those whose axes have no sign."""
     from neumf_assets.core.liger.factors import SHARED
     from neumf_assets.core.liger.store import NamedFactors
     from neumf_assets.core.report.content import FactorGenes
 
-    if arm == "ineumf":
+    if arm not in ("liger", "neumf_liger"):
         return []
     factors = NamedFactors.load(step.one(f"{arm}/factors").path)
     table = read_table(step.one(f"{arm}/factors"), "top_genes")
@@ -482,8 +485,12 @@ def loadings(step: Step, arm: str) -> dict[str, pd.DataFrame]:
     """Gene loadings of an arm by name, genes × factors."""
     import pandas as pd
 
+    from neumf_assets.core.cells.components import Components
     from neumf_assets.core.liger.store import NamedFactors
 
+    if arm in ("pca", "harmony"):
+        found = Components.load(step.one("principal_components").path)
+        return {"PC": pd.DataFrame(found.loadings, index=list(found.genes))}
     if arm == "ineumf":
         return {}
     factors = NamedFactors.load(step.one(f"{arm}/factors").path)

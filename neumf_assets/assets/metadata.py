@@ -39,6 +39,13 @@ NAMES: dict[str, str] = {
     "selected": "genes that LIGER uses",
     "best_arm": "best arm",
     "values": "values in the matrix",
+    "tower_gain": "what the hidden layers gain on held-out entries (share)",
+    "tower_seconds": "training of the hidden layers (s)",
+    "variance_explained": "variance explained (share)",
+    "alignment_passes": "passes of Harmony that are kept",
+    "same_dataset_before": "neighbours in the own dataset before alignment (share)",
+    "same_dataset_after": "neighbours in the own dataset after alignment (share)",
+    "own_neighbours_kept": "nearest neighbours in the own dataset that stay (share)",
 }
 """Names of figures in the UI, with units; others are shown with blanks for underscores."""
 

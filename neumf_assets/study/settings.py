@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 from neumf_assets.core.cells.settings import (
     AlignSettings,
     ClusterSettings,
+    ComponentSettings,
     IntegratedSettings,
     MarkerSettings,
     MetricsSettings,
@@ -25,8 +26,8 @@ from neumf_assets.core.neumf.settings import DenseSettings, NeuMFSettings, ineum
 from neumf_assets.core.settings import Settings
 from neumf_assets.dagster_internals import is_valid_cron_string, is_valid_owner
 
-Arm = Literal["liger", "neumf_liger", "ineumf"]
-ARMS: tuple[Arm, ...] = ("liger", "neumf_liger", "ineumf")
+Arm = Literal["pca", "harmony", "liger", "neumf_liger", "ineumf"]
+ARMS: tuple[Arm, ...] = ("pca", "harmony", "liger", "neumf_liger", "ineumf")
 _WITHOUT_VALUE = ("extra_forbidden", "missing")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 NAME_RULE = "1 to 64 letters, digits, '_' and '-', the first a letter or digit"
@@ -155,6 +156,13 @@ class StudySettings(Settings):
     )
     ineumf: NeuMFSettings = Field(ineumf_defaults(), description="The integrative NeuMF over all datasets.")
     align: AlignSettings = Field(AlignSettings(), description="Alignment of the integrative NeuMF's cells.")
+    pca: ComponentSettings = Field(
+        ComponentSettings(), description="Principal components, for the arms pca and harmony."
+    )
+    harmony: AlignSettings = Field(
+        AlignSettings(sigma=0.1, passes=1, guarded=False),
+        description="The arm harmony, by default with Harmony's own settings: a rival is not mended.",
+    )
     clusters: ClusterSettings = Field(ClusterSettings(), description="Neighbour graph and clusters of cells.")
     umap: UmapSettings = Field(UmapSettings(), description="The map of the cells.")
     metrics: MetricsSettings = Field(MetricsSettings(), description="Scores of the arms.")

@@ -15,6 +15,7 @@ from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
 from neumf_assets.definitions.studies import find_or_register
 from neumf_assets.home import Home
+from neumf_assets.study.settings import ARMS
 
 QUICK = """
 label_column: cell_type
@@ -69,4 +70,4 @@ def test_a_study_that_may_hold_nothing_in_memory_is_computed_all_the_same(
         figures = store.get(("tiny", *name.split("/"))).manifest.figures
         assert "notes" not in figures, "works in parts however large the data"
     summary = json.loads((folders.results("tiny") / "summary.json").read_text())
-    assert set(summary["arms"]) == {"liger", "neumf_liger", "ineumf"}
+    assert set(summary["arms"]) == set(ARMS)

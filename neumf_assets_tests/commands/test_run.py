@@ -27,6 +27,7 @@ from neumf_assets.core.counts.store import load_counts
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.definitions.studies import find_or_register, read_study
 from neumf_assets.home import Home
+from neumf_assets.study.settings import ARMS
 from neumf_assets_tests.conftest import use_home
 
 QUICK = """
@@ -104,7 +105,7 @@ def test_a_folder_becomes_a_study_with_results(study: Home, finished: tuple[Path
     assert (described["cells"], described["genes"]) == counts.shape
     assert described["zero_fraction"] == pytest.approx(1 - counts.X.nnz / (counts.n_obs * counts.n_vars))
     assert {"neumf", "gene_mean", "svd"} <= set(described["heldout_deviance"])
-    assert set(summary["arms"]) == {"liger", "neumf_liger", "ineumf"}
+    assert set(summary["arms"]) == set(ARMS)
     for scores in summary["arms"].values():
         assert {"n_clusters", "ari", "ari_best", "ari_mean", "ami", "ami_best", "nmi", "alignment"} <= set(
             scores
@@ -187,12 +188,12 @@ def test_tables_have_the_columns_that_are_documented(study: Home) -> None:
         for pattern in documented:
             assert any(fnmatch(name, pattern) for name in columns), (key, pattern)
         seen += 1
-    assert seen == 13
+    assert seen == 19
 
 
 def test_every_materialisation_shows_its_figures(study: Home) -> None:
     shown = _metadata(study)
-    assert len(shown) == 2 * 6 + 21
+    assert len(shown) == 2 * 6 + 30
     for key, entries in shown.items():
         assert {"seconds", "peak memory (MiB)", "size (MiB)", "files", "provenance"} <= set(entries), key
         assert entries["size (MiB)"].value > 0
@@ -205,7 +206,7 @@ def test_every_materialisation_shows_its_figures(study: Home) -> None:
         assert {"loss curve", "training loss", "validation loss", "epochs", "device"} <= set(shown[model])
         assert shown[model]["device"].value in ("cpu", "cuda")
         assert len(shown[model]["loss curve"].value) < 1000  # longer Markdown hides behind a button
-    for arm in ("liger", "neumf_liger", "ineumf"):
+    for arm in ARMS:
         picture = shown[f"tiny/{arm}/umap", None]["map of the cells"].value
         assert picture.startswith("![UMAP](data:image/png;base64,")
         assert len(picture) < 300_000 * 4 / 3

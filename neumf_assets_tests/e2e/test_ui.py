@@ -61,14 +61,14 @@ def test_lineage_shows_the_datasets_chain_and_all_three_arms(page: Page) -> None
     names = [text.strip() for text in nodes.all_text_contents()]
     once = ("raw_counts", "counts", "long_counts", "neumf_model", "dense_counts", "comparison", "integrated")
     assert {name: names.count(name) for name in once} == dict.fromkeys(once, 1)
-    arms = {"factors": 2, "model": 1, "cell_embedding": 3, "clusters": 3, "umap": 3, "metrics": 3}
+    arms = {"factors": 2, "model": 1, "cell_embedding": 5, "clusters": 5, "umap": 5, "metrics": 5}
     assert {name: names.count(name) for name in arms} == arms
 
 
 def test_every_asset_tells_a_newcomer_what_it_is_and_where_its_files_are(server: Server, page: Page) -> None:
     group = {"groupName": STUDY, **REPOSITORY}
     nodes = server.ask(_ASSETS, group=group)["assetNodes"]
-    assert len(nodes) == 27
+    assert len(nodes) == 36
     for node in nodes:
         assert len(node["description"]) > 80, node["assetKey"]
         assert node["kinds"], node["assetKey"]

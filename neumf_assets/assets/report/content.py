@@ -54,7 +54,7 @@ def report_content(step: Step, scores: Mapping[str, ArmScores]) -> ReportContent
         },
         arms=[_arm(step, arm) for arm in scores],
         comparison=comparison,
-        curves=[*_model_curves(step), *(curve_of(step, arm) for arm in scores)],
+        curves=[*_model_curves(step), *filter(None, (curve_of(step, arm) for arm in scores))],
         evaluations=[_evaluation(step, name) for name in step.all("neumf_evaluation")],
         sweep=_sweep(step),
         markers=_markers(step),

@@ -31,7 +31,9 @@ def report_stages(arms: tuple[Arm, ...], sweep: bool = False) -> list[Stage]:
 
 
 def _of_arms(arms: Sequence[str], *names: str) -> list[str]:
-    return [f"{arm}/{FIRST[arm] if name == 'first' else name}" for arm in arms for name in names]
+    """The paths of stages of arms, what two arms share once."""
+    paths = [FIRST[arm] if name == "first" else f"{arm}/{name}" for arm in arms for name in names]
+    return list(dict.fromkeys(paths))
 
 
 def _comparison(arms: list[Arm]) -> Stage:
@@ -71,7 +73,7 @@ def _comparison(arms: list[Arm]) -> Stage:
         scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
         null = chance_scores(step)
         chance = {} if null is None else known_scores(null)
-        found = compare_arms(scores).model_copy(update={"chance": chance})
+        found = compare_arms(scores, evidence=_evidence(step, arms)).model_copy(update={"chance": chance})
         content = found.model_dump_json(indent=1)
         return Product(
             lambda folder: (folder / "comparison.json").write_text(content),
@@ -82,6 +84,13 @@ def _comparison(arms: list[Arm]) -> Stage:
         )
 
     return comparison
+
+
+def _evidence(step: Step, arms: Sequence[Arm]) -> bool:
+    """Whether the guarded alignment found something to align the datasets by; True where nothing was guarded."""
+    if "ineumf" not in arms:
+        return True
+    return step.one("ineumf/cell_embedding").manifest.figures.get("alignment_passes", 1) > 0
 
 
 def arm_scores(step: Step, arm: str) -> ArmScores:

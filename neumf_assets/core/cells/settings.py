@@ -167,6 +167,14 @@ class UmapSettings(Settings):
         return self
 
 
+class ComponentSettings(Settings):
+    """Principal components of log-normalised counts."""
+
+    n_components: int = Field(
+        default=30, ge=2, le=500, description="Principal components, at most; 30 to 50 are usual."
+    )
+
+
 class AlignSettings(Settings):
     """Harmony (Korsunsky et al. 2019): soft clusters with a ridge correction of their centroids."""
 
@@ -184,7 +192,7 @@ class AlignSettings(Settings):
         "from cell type to cell type, and wide clusters blur that.",
     )
     passes: int = Field(
-        default=2,
+        default=3,
         ge=1,
         le=10,
         description="Harmony from its own result so many times, at most: it stops early, with the datasets half mixed.",

@@ -219,13 +219,7 @@ class NeuMFModel:
         tower = self.layout.split_tower(self.tables["tower"])
         if part == "mlp":
             return tower["w1_cell"].double().T
-        return self.gene_metric()
-
-    def gene_metric(self) -> Tensor:
-        """Return ``[gmf, gmf]``, float64: GMF embeddings times it are as far apart as their scores over all genes."""
-        size = self.layout.gmf
-        out = self.layout.split_tower(self.tables["tower"])["out_gmf"].double()
-        genes = self.tables["genes"][:, :size].double() * out
+        genes = self.tables["genes"][:, span].double() * tower["out_gmf"].double()
         _, singular, axes = torch.linalg.svd(genes - genes.mean(0), full_matrices=False)
         return axes.T * singular / np.sqrt(genes.shape[0])
 

@@ -88,6 +88,14 @@ METRICS: dict[str, Metric] = {
 }
 
 ARMS: dict[str, tuple[str, str]] = {
+    "pca": (
+        "PCA",
+        "principal components of log-normalised counts, nothing aligned: what integration has to beat",
+    ),
+    "harmony": (
+        "Harmony",
+        "principal components, datasets aligned by Harmony with its own defaults (Korsunsky et al. 2019)",
+    ),
     "liger": (
         "LIGER",
         "integrative non-negative matrix factorisation of the counts, then quantile normalisation "

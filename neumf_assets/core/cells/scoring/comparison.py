@@ -23,6 +23,12 @@ RULE_WITHOUT_LABELS = (
 )
 
 
+RULE_WITHOUT_EVIDENCE = (
+    "Highest stability (agreement of Leiden between seeds). Mixing of the datasets does not count: nothing shows that "
+    "they have cells of one kind and an effect of their own, and mixing cells of different kinds is no merit."
+)
+
+
 class ComparisonRow(Settings):
     """One Leiden run of one arm."""
 
@@ -71,7 +77,11 @@ class Comparison(Settings):
 
 
 def compare_arms(
-    arms: Mapping[str, ArmScores], *, raw_arm: str = "liger", denoised_arm: str = "neumf_liger"
+    arms: Mapping[str, ArmScores],
+    *,
+    raw_arm: str = "liger",
+    denoised_arm: str = "neumf_liger",
+    evidence: bool = True,
 ) -> Comparison:
     """Compare arms that were scored on the same cells, graph, resolutions and seeds.
 
@@ -84,14 +94,21 @@ def compare_arms(
         Scores by arm; the order decides where everything else is equal.
     raw_arm, denoised_arm
         The two arms that tell whether denoising hurts.
+    evidence
+        Whether an alignment that watches for it found that the datasets have something to be aligned by. Else arms are
+        ranked by ``RULE_WITHOUT_EVIDENCE`` where there are no labels.
     """
     with_labels = bool(arms) and all(scores.ari_mean is not None for scores in arms.values())
-    rank = _rank_with_labels if with_labels else _rank_without_labels
-    ranking, reason = rank(arms)
+    rule = RULE_WITH_LABELS
+    if with_labels:
+        ranking, reason = _rank_with_labels(arms)
+    else:
+        rule = RULE_WITHOUT_LABELS if evidence else RULE_WITHOUT_EVIDENCE
+        ranking, reason = _rank_without_labels(arms, evidence)
     hurts, change = _denoising(arms.get(raw_arm), arms.get(denoised_arm))
     return Comparison(
         best_arm=ranking[0] if ranking else None,
-        rule=RULE_WITH_LABELS if with_labels else RULE_WITHOUT_LABELS,
+        rule=rule,
         reason=reason,
         with_labels=with_labels,
         ranking=tuple(ranking),
@@ -131,19 +148,20 @@ def _rank_with_labels(arms: Mapping[str, ArmScores]) -> tuple[list[str], str]:
     return ranking, reason
 
 
-def _rank_without_labels(arms: Mapping[str, ArmScores]) -> tuple[list[str], str]:
+def _rank_without_labels(arms: Mapping[str, ArmScores], evidence: bool) -> tuple[list[str], str]:
     if not arms or any(scores.stability is None for scores in arms.values()):
         return [], "No arm can be called best: without labels two or more seeds of Leiden are needed."
-    figures = {arm: _label_free_score(scores) for arm, scores in arms.items()}
+    figures = {arm: _label_free_score(scores, evidence) for arm, scores in arms.items()}
     ranking = sorted(figures, key=lambda arm: -figures[arm])
     best = arms[ranking[0]]
     reason = f"{ranking[0]}: {figures[ranking[0]]:.3f} from stability {best.stability:.3f}"
-    mixing = mixing_score(best)
+    mixing = mixing_score(best) if evidence else None
     return ranking, reason if mixing is None else f"{reason} and mixing {mixing:.3f}"
 
 
-def _label_free_score(scores: ArmScores) -> float:
-    steady, mixed = max(0.0, _number(scores.stability)), mixing_score(scores)
+def _label_free_score(scores: ArmScores, evidence: bool) -> float:
+    steady = max(0.0, _number(scores.stability))
+    mixed = mixing_score(scores) if evidence else None
     if mixed is None:
         return steady
     return 2 * steady * mixed / (steady + mixed) if steady + mixed > 0 else 0.0

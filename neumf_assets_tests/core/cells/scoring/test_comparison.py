@@ -4,6 +4,7 @@ import pytest
 
 from neumf_assets.core.cells.scoring.comparison import (
     RULE_WITH_LABELS,
+    RULE_WITHOUT_EVIDENCE,
     RULE_WITHOUT_LABELS,
     Comparison,
     compare_arms,
@@ -66,6 +67,17 @@ def test_without_labels_an_arm_must_be_both_steady_and_mixed() -> None:
     assert found.best_arm == "good"
     assert found.rule == RULE_WITHOUT_LABELS
     assert not found.with_labels
+
+
+def test_mixing_is_no_merit_where_nothing_shows_that_datasets_share_anything() -> None:
+    arms = {"pushed": arm(same=0.5, stability=0.8), "apart": arm(same=0.98, stability=0.9)}
+    assert compare_arms(arms).best_arm == "pushed"
+    found = compare_arms(arms, evidence=False)
+    assert found.best_arm == "apart"
+    assert found.rule == RULE_WITHOUT_EVIDENCE
+    assert "mixing" not in found.reason
+    labelled = {"pushed": arm(0.8, same=0.5), "apart": arm(0.5, same=0.98)}
+    assert compare_arms(labelled, evidence=False).best_arm == "pushed", "labels decide where there are labels"
 
 
 def test_without_labels_one_dataset_is_judged_by_stability() -> None:
