@@ -171,6 +171,7 @@ def _model_curves(step: Step) -> list[Curves]:
 
 
 def _evaluation(step: Step, name: str) -> DatasetEvaluation:
+    from neumf_assets.core.neumf.evaluation.results import PART_OF
     from neumf_assets.core.report.content import DatasetEvaluation
     from neumf_assets.core.report.wording import ranking_by_method
 
@@ -180,6 +181,7 @@ def _evaluation(step: Step, name: str) -> DatasetEvaluation:
         dataset=name,
         deviance={key: value for key, value in found["heldout_deviance"].items() if value is not None},
         model=found["model"],
+        part=PART_OF.get(found["model"]),
         ranking=ranking_by_method(found),
         predicted=[item["predicted"] for item in bins] or None,
         observed=[item["observed"] for item in bins] or None,

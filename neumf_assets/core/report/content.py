@@ -98,13 +98,15 @@ class Curves:
 class DatasetEvaluation:
     """How well one dataset's model predicts counts that it has not seen.
 
-    ``deviance``: method -> mean Poisson deviance of the held-out counts (``model`` names ours).
+    ``deviance``: method -> mean Poisson deviance of the held-out counts (``model`` names ours; ``part`` what it starts
+    from, which stands beside it and is no rival).
     ``ranking``: method -> measure (``HR@10``) -> value. ``predicted``, ``observed``: means for calibration.
     """
 
     dataset: str
     deviance: Mapping[str, float] = field(default_factory=dict)
     model: str = "neumf"
+    part: str | None = None
     ranking: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     predicted: Values | None = None
     observed: Values | None = None

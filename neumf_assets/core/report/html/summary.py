@@ -78,7 +78,8 @@ def _denoising_sentences(evaluations: Sequence[DatasetEvaluation]) -> list[str]:
 
 
 def _gain(evaluation: DatasetEvaluation) -> float | None:
-    """By how much the model's held-out deviance lies below the best other's (share of the latter)."""
+    """By how much the model's held-out deviance lies below the best rival's (share of the latter)."""
     own = evaluation.deviance.get(evaluation.model)
-    others = [v for k, v in evaluation.deviance.items() if k != evaluation.model and v == v]
+    ours = (evaluation.model, evaluation.part)
+    others = [v for k, v in evaluation.deviance.items() if k not in ours and v == v]
     return None if own is None or own != own or not others else 1 - own / min(others)
