@@ -106,10 +106,10 @@ class DatasetEvaluation:
     dataset: str
     deviance: Mapping[str, float] = field(default_factory=dict)
     model: str = "neumf"
-    part: str | None = None
     ranking: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     predicted: Values | None = None
     observed: Values | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True)
