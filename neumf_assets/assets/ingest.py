@@ -115,7 +115,7 @@ def _ambient(step: Step, path: str) -> "np.ndarray | None":
     group="ingest",
     inputs=("raw_counts",),
     settings=("qc",),
-    version="2",
+    version="3",
     kinds=("anndata", "h5ad"),
     per_dataset=True,
 )

@@ -111,14 +111,15 @@ def examine(
     removed: dict[str, Mask] = {} if called is None else {"background": ~called.cells}
     verdict = judge(counts, settings, figures, removed)
     outliers = doublets = None
-    if settings.outliers != "off":
-        outliers = find_outliers(figures, verdict.cells, settings)
-        if settings.outliers == "remove":
-            removed["outlier"] = outliers.any
     if settings.doublets != "off" and counts.whole:
         doublets = _doublets(counts, np.flatnonzero(verdict.cells), settings, progress)
         if doublets is not None and settings.doublets == "remove":
             removed["doublet"] = doublets.called
+    if settings.outliers != "off":
+        score = None if doublets is None else doublets.score
+        outliers = find_outliers(figures, verdict.cells, settings, score)
+        if settings.outliers == "remove":
+            removed["outlier"] = outliers.any
     if set(removed) - {"background"}:
         verdict = judge(counts, settings, figures, removed)
     profile = called.ambient if called is not None else ambient

@@ -116,13 +116,13 @@ class QCSettings(Settings):
     outliers: Literal["flag", "remove", "off"] = Field(
         default="flag",
         description="Cells that differ from their dataset's median in total counts, genes seen, share of the 20 most "
-        "frequent genes or (upwards) mitochondrial share: marked, removed, or not looked for.",
+        "frequent genes or (upwards) mitochondrial share and likeness to doublets: marked, removed, or not looked for.",
     )
     outlier_mads: float = Field(
         default=5.0,
         gt=0,
-        description="Median absolute deviations that make an outlier of total counts, genes and share of the most "
-        "frequent genes; 5 is usual, as it only marks what is far off.",
+        description="Median absolute deviations that make an outlier of total counts, genes, share of the most "
+        "frequent genes and log odds of a doublet; 5 is usual, as it only marks what is far off.",
     )
     outlier_mads_mito: float = Field(
         default=3.0,

@@ -84,6 +84,21 @@ def test_alike_cells_are_no_outliers_for_a_grain_of_mitochondrial_rna() -> None:
     )
 
 
+def test_a_cell_that_resembles_a_sum_of_two_far_more_than_others_is_an_outlier() -> None:
+    rng = np.random.default_rng(1)
+    score = 1 / (1 + np.exp(-rng.normal(-3.5, 0.5, 200)))
+    score[0], score[1], score[2] = 0.9, 0.0, np.nan
+    judged = np.ones(200, bool)
+    judged[2] = False
+    found = find_outliers(figures(), judged, QCSettings(), score)
+    assert 0 in found.reasons["doublet high"].nonzero()[0]
+    assert not found.reasons["doublet high"][[1, 2]].any(), "the least alike, and one that is not judged"
+    middle = np.median(np.log(score[judged].clip(1e-6) / (1 - score[judged].clip(1e-6))))
+    assert found.bounds["doublet"][0] == 0
+    assert 1 / (1 + np.exp(-middle)) < found.bounds["doublet"][1] < 0.9
+    assert "doublet high" not in find_outliers(figures(), judged, QCSettings()).reasons
+
+
 def test_bounds_are_those_of_the_settings() -> None:
     """With n deviations the bound is the median and n times the median of the distances from it, in logarithms."""
     own = figures()
