@@ -16,18 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from neumf_assets.core.counts.discover import list_datasets
-from neumf_assets.core.counts.readers import read_counts
-from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings, SimulatorSettings
-from neumf_assets.core.counts.simulate.study import simulate_study
 from neumf_assets.core.measure import measured
+
+if TYPE_CHECKING:  # a machine that measures the trainer alone has no reader of files
+    from anndata import AnnData
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -143,6 +141,8 @@ def control_counts() -> tuple[csr_matrix, str]:
     The control cells of Kang et al. 2018 (3,000 cells x 14,879 genes) where they lie beside the checkout,
     else simulated counts of the same number of cells.
     """
+    from neumf_assets.core.counts.readers import read_counts
+
     path = REAL_DATA / "kang_seed" / "ctrl.csv.gz"
     if path.exists():
         return csr_matrix(read_counts(str(path)).X), "Kang et al. 2018, control, 3,000 cells"
@@ -151,6 +151,9 @@ def control_counts() -> tuple[csr_matrix, str]:
 
 def real_studies() -> Iterator[tuple[str, dict[str, AnnData]]]:
     """Yield the real studies that lie beside the checkout, each with its datasets by name."""
+    from neumf_assets.core.counts.discover import list_datasets
+    from neumf_assets.core.counts.readers import read_counts
+
     for study in REAL_STUDIES:
         if (REAL_DATA / study).is_dir():
             datasets = list_datasets(REAL_DATA / study).datasets
@@ -165,6 +168,9 @@ def absent_studies() -> dict[str, str]:
 
 def simulated_counts(cells: int, genes: int, seed: int = 0) -> csr_matrix:
     """Return simulated counts of one dataset, cells x genes."""
+    from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings, SimulatorSettings
+    from neumf_assets.core.counts.simulate.study import simulate_study
+
     dataset = SimulatedDatasetSettings(name="ctrl", cells=cells, library_mean=0.08 * genes)
     (study,) = simulate_study(SimulatorSettings(datasets=(dataset,), genes=genes, seed=seed)).values()
     return csr_matrix(study.counts.X)

@@ -140,6 +140,7 @@ def check_device() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
         yield Finding("ok", "device", f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free ({build})")
+        yield from _gpu_kernels()
         yield from _held_devices()
     elif wanted == "cuda":
         reason = "is a CPU build" if torch.version.cuda is None else "finds no CUDA device"
@@ -148,6 +149,19 @@ def check_device() -> Iterator[Finding]:
         yield Finding("warning", "device", f"there is a GPU, but {build} does not use it", _GPU_MEND)
     else:
         yield Finding("ok", "device", f"cpu ({build}, NEUMF_DEVICE={wanted})")
+
+
+def _gpu_kernels() -> Iterator[Finding]:
+    import torch
+
+    from neumf_assets.core.neumf.gpu.gmf import available
+
+    usable, reason = available(torch.device("cuda"))
+    if usable:
+        yield Finding("ok", "GPU kernels", "Triton kernels agree with float64 on this card")
+    else:
+        mend = 'install Triton with `pip install "neumf-assets[gpu]"`; training on the GPU is many times slower without'
+        yield Finding("warning", "GPU kernels", f"not used: {reason}", mend)
 
 
 def check_kernel() -> Iterator[Finding]:

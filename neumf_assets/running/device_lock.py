@@ -86,4 +86,6 @@ def free_device_memory() -> None:
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        # cuBLAS keeps some 64 MiB of workspace for each stream, which the cache would not give back
+        getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)()
         torch.cuda.empty_cache()

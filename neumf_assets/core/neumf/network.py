@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, dropout, linear
 
-from neumf_assets.core.neumf.compiled import CompiledTower, compiled_tower
 from neumf_assets.core.neumf.fused.library import MAX_DEPTH
 from neumf_assets.core.neumf.fused.tower import Precision, available, best_precision, fused_block_forward
 from neumf_assets.core.neumf.settings import NeuMFSettings
@@ -277,8 +276,6 @@ class Tower:
         Whether matrix products run in bfloat16.
     fused
         Precision of the fused kernel for whole blocks; ``None``: plain operations.
-    compiled
-        What torch compiled for whole blocks while training; ``None``: plain operations.
     threads
         Threads of the fused kernel; by default as many as torch is set to use when the tower is made.
     """
@@ -288,7 +285,6 @@ class Tower:
     statistics: Tables = field(default_factory=dict)
     bfloat16: bool = False
     fused: Precision | None = None
-    compiled: CompiledTower | None = None
     threads: int = field(default_factory=torch.get_num_threads)
 
     @classmethod
@@ -298,15 +294,11 @@ class Tower:
         settings: NeuMFSettings,
         statistics: Tables,
         device: torch.device,
-        compile_it: bool = False,
     ) -> Tower:
-        """Return the tower that ``settings`` ask for on this device; compiled, if that is worth it, on a GPU."""
+        """Return the tower that ``settings`` ask for on this device."""
         bfloat16 = use_bfloat16(settings, device)
-        compiled = None
-        if compile_it and device.type == "cuda" and settings.fused == "auto" and is_plain(layout, settings):
-            compiled = compiled_tower(layout.tower, torch.bfloat16 if bfloat16 else torch.float32, device)
         fused = fused_precision(layout, settings, device)
-        return cls(layout, settings.dropout, statistics, bfloat16, fused, compiled)
+        return cls(layout, settings.dropout, statistics, bfloat16, fused)
 
     def __call__(self, block: Block, first: Tensor, training: bool) -> Tensor:
         """Return the MLP's output for pre-activations ``first`` ``[..., h1]``."""
@@ -357,9 +349,6 @@ def block_scores(block: Block, tower: Tower, training: bool = False, out: Tensor
             threads=tower.threads,
             result=score,
         )
-    if block.layout.mlp and tower.compiled and torch.is_grad_enabled():
-        output = tower.compiled(*block.first_layer(), *block.hidden_layers(), block.parts["out_mlp"])
-        return score + output
     if block.layout.mlp:
         cell_side, gene_side = block.first_layer()
         score = torch.add(

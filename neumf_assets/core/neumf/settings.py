@@ -254,8 +254,8 @@ class NeuMFSettings(Settings):
     )
     fused: Literal["auto", "off"] = Field(
         default="auto",
-        description="auto: on the CPU the fused kernel of the tower where it can be had, on a GPU the tower compiled "
-        "by torch where that is faster and the training long; off: plain torch operations.",
+        description="auto: the fused kernels where they can be had, on the CPU built by a C++ compiler, on a GPU by "
+        'Triton (extra "gpu"); off: plain torch operations.',
     )
     pretrain: Literal["none", "gmf", "both"] = Field(
         default="gmf",

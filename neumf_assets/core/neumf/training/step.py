@@ -11,17 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neumf_assets.core.neumf.compiled import WORTH_PAIRS
 from neumf_assets.core.neumf.fused.gmf import EpochCounts, EpochSteps, MovedTable, gmf_epoch, gmf_gradients
 from neumf_assets.core.neumf.fused.gmf import available as gmf_kernel
 from neumf_assets.core.neumf.fused.tower import SparseTargets, fused_block_loss
+from neumf_assets.core.neumf.gpu.gmf import MOST_SIZE, GmfOnCard
+from neumf_assets.core.neumf.gpu.gmf import available as card_kernels
+from neumf_assets.core.neumf.gpu.on_card import dense_bytes, interpreted, room_for, say_once
+from neumf_assets.core.neumf.gpu.steps import StepsOnCard
+from neumf_assets.core.neumf.gpu.tower import TowerOnCard, fits
 from neumf_assets.core.neumf.network import Block, Tables, Tower, block_scores, pair_scores
 from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss, sparse_poisson_loss
 from neumf_assets.core.neumf.training.batches import Epoch, Step
 from neumf_assets.core.neumf.training.optimiser import Adam, Rows
 from neumf_assets.core.neumf.training.state import Data, State
 
-VALIDATION_PAIRS = 262_144
+VALIDATION_PAIRS = {"cpu": 1 << 18, "cuda": 1 << 24}  # a CPU's caches want little at once, a GPU much
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Stepper:
     def __init__(self, data: Data, state: State, frozen: frozenset[str] = frozenset()) -> None:
         self.data, self.state, self.settings = data, state, data.settings
         self.trained = [name for name in state.optimisers if name not in frozen]
-        self.tower = Tower.of(state.layout, self.settings, state.statistics, data.device, self._is_long())
+        self.tower = Tower.of(state.layout, self.settings, state.statistics, data.device)
         self.fused = self._fused()
         self.training = "tower" not in frozen  # a frozen tower neither drops units nor renews its statistics
         self.members = np.bincount(data.all_cells, minlength=data.n_datasets)
@@ -60,7 +64,9 @@ class Stepper:
         kernel = data.device.type == "cpu" and self.settings.fused == "auto" and gmf_kernel()[0]
         self.by_gmf_kernel = kernel and self._is_plain_gmf()
         self.by_adam_kernel = kernel and self.settings.gradient_clip is None
+        self.by_card = self._is_for_card()
         self.at_once = self.by_gmf_kernel and self.by_adam_kernel and data.workers.size == 1
+        self._on_card: StepsOnCard | None = None
         for name, optimiser in state.optimisers.items():
             columns = optimiser.table.shape[1]
             self.rates[name] = self.rates[name].expand(columns).contiguous()
@@ -98,7 +104,7 @@ class Stepper:
         self, steps: Sequence[Step], shares: Sequence[float], generator: torch.Generator
     ) -> tuple[Tensor | float, int]:
         """Make steps one after the other, each with its share of the step size; return loss and pairs of all."""
-        if self.at_once and steps:
+        if steps and (self.at_once or (self.by_card and self._has_room())):
             return self._run_at_once([self.here(step) for step in steps], shares)
         total, pairs = torch.zeros((), dtype=torch.float64, device=self.data.device), 0
         for step, share in zip(steps, shares, strict=True):
@@ -110,17 +116,7 @@ class Stepper:
     @torch.no_grad()
     def _run_at_once(self, steps: Sequence[Step], shares: Sequence[float]) -> tuple[float, int]:
         """Make all steps in one call of the kernel."""
-        data, optimisers = self.data, self.state.optimisers
-        tables = {
-            name: MovedTable(
-                *(opt.table, opt.first, opt.second, opt.steps),
-                *(self.rates[name], self.decay[name], name in self.trained),
-            )
-            for name, opt in optimisers.items()
-        }
-        every = data.counts
-        targets = SparseTargets(every.indptr, every.lengths, every.indices, every.values)
-        held_out = (data.held_out.genes, data.held_out.row) if data.held_out else (None, None)
+        data = self.data
         sizes = np.array([step.cells.size for step in steps])
         datasets = np.array([step.dataset for step in steps])
         order = EpochSteps(
@@ -131,16 +127,41 @@ class Stepper:
             torch.as_tensor(sizes / self.n_cells, dtype=torch.float32),
             torch.as_tensor(sizes / self.members[datasets], dtype=torch.float32),
         )
-        loss = gmf_epoch(
-            tables,
-            EpochCounts(data.log_size, targets, *held_out),
-            order,
-            self.expected_bias,
-            self.settings.bias_prior,
-            (self.adam.beta1, self.adam.beta2, self.adam.epsilon),
-            self.tower.threads,
-        )
-        return loss, int(sizes.sum()) * every.n_genes
+        pairs = int(sizes.sum()) * data.counts.n_genes
+        if self.by_card:
+            return self._trainer_on_card().epoch(order), pairs
+        prior = (self.expected_bias, self.settings.bias_prior)
+        return gmf_epoch(*self._tables_and_counts(), order, *prior, self._adam(), self.tower.threads), pairs
+
+    def _adam(self) -> tuple[float, float, float]:
+        return self.adam.beta1, self.adam.beta2, self.adam.epsilon
+
+    def _tables_and_counts(self) -> tuple[dict[str, MovedTable], EpochCounts]:
+        """Return what a kernel that makes many steps works on."""
+        data, counts = self.data, self.data.counts
+        tables = {
+            name: MovedTable(
+                *(opt.table, opt.first, opt.second, opt.steps),
+                *(self.rates[name], self.decay[name], name in self.trained),
+            )
+            for name, opt in self.state.optimisers.items()
+        }
+        targets = SparseTargets(counts.indptr, counts.lengths, counts.indices, counts.values)
+        held_out = (data.held_out.genes, data.held_out.row) if data.held_out else (None, None)
+        return tables, EpochCounts(data.log_size, targets, *held_out)
+
+    def _trainer_on_card(self) -> StepsOnCard:
+        """Return what makes steps on the card, a new one where other cells are at hand than before."""
+        tables, counts = self._tables_and_counts()
+        trainer = self._on_card
+        if trainer is None or not trainer.is_of(tables, counts):
+            self._on_card = None  # its counts go before others come
+            settings, layout = self.settings, self.state.layout
+            given = (tables, counts, self.expected_bias, settings.bias_prior, self._adam())
+            kind = (settings.objective, settings.precision)
+            trainer = TowerOnCard(*given, *kind, layout) if layout.mlp else GmfOnCard(*given, *kind)
+            self._on_card = trainer
+        return trainer
 
     def __call__(self, step: Step, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
         """Make one step, its cells given by their places.
@@ -216,13 +237,50 @@ class Stepper:
         loss = entry_loss(score, data.log_size[cells][:, None], y, self.settings, block.log_dispersion)
         return (loss if mask is None else loss * mask).sum(), y.numel()
 
+    def _is_whole(self) -> bool:
+        """Tell whether steps take all entries of their cells."""
+        genes = self.data.counts.n_genes
+        return self.settings.pairs == "full" and (self.settings.block_genes or genes) >= genes
+
     def _is_plain_gmf(self) -> bool:
         """Tell whether the kernel of the GMF part knows all of this model's loss."""
-        settings, layout = self.settings, self.state.layout
-        whole = settings.pairs == "full" and (settings.block_genes or self.data.counts.n_genes) >= (
-            self.data.counts.n_genes
-        )
-        return not layout.mlp and whole and settings.objective == "poisson" and settings.link == "exp"
+        poisson = self.settings.objective == "poisson" and self.settings.link == "exp"
+        return not self.state.layout.mlp and self._is_whole() and poisson
+
+    def _is_for_card(self) -> bool:
+        """Tell whether the GPU's kernels make the steps of this training; say so where they cannot."""
+        settings, device = self.settings, self.data.device
+        if device.type != "cuda" and not interpreted():
+            return False
+        usable, reason = card_kernels(device) if settings.fused == "auto" else (False, "fused: off")
+        link = {"poisson": "exp", "mse": "identity", "bce": settings.link}.get(settings.objective)
+        for missing, why in (
+            (settings.dropout > 0 and self.state.layout.mlp, "a tower with dropout"),
+            (self.state.layout.mlp and not fits(self.state.layout), f"a tower {self.state.layout.tower}"),
+            (link != settings.link, f"objective {settings.objective} with link {settings.link}"),
+            (not self._is_whole(), "steps that take some entries of their cells"),
+            (self.state.layout.gmf > MOST_SIZE, f"more than {MOST_SIZE} dimensions"),
+            (settings.gradient_clip is not None, "clipped gradients"),
+            (self.data.workers.size > 1, "several workers"),
+            (not usable, reason),
+        ):
+            if missing:
+                say_once(f"Training on {device} goes the plain way: {why}.")
+                return False
+        return True
+
+    def _has_room(self) -> bool:
+        """Tell whether dense counts fit on the card; say so where they do not."""
+        counts = self.data.counts
+        trainer = self._on_card
+        if trainer is not None and trainer.is_of(*self._tables_and_counts()):
+            return True
+        self.by_card = room_for(dense_bytes(counts.values, counts.n_cells, counts.n_genes), self.data.device)
+        if not self.by_card:
+            say_once(
+                "Training goes the plain way: dense counts would not fit on the card; fewer window_cells would."
+            )
+        return self.by_card
 
     @torch.no_grad()
     def _by_kernel(self, block: Block, cells: Tensor) -> tuple[Tensor, Tables]:
@@ -246,11 +304,6 @@ class Stepper:
             "shifts": torch.cat([found.gene, bias], 1) if layout.shifted else bias,
             "tower": (found.cell * block.cell_gmf).sum(0)[None],
         }
-
-    def _is_long(self) -> bool:
-        """Tell whether there is so much to train that compiling the tower is worth it."""
-        pairs = float(self.data.counts.n_cells) * self.data.counts.n_genes
-        return self.settings.pairs == "full" and pairs * self.settings.epochs >= WORTH_PAIRS
 
     def _fused(self) -> bool:
         """Tell whether the fused kernel knows this objective and link."""
@@ -418,7 +471,7 @@ class Stepper:
         """The held-out entries with their counts, some cells of one dataset at a time."""
         data, parts = self.data, []
         assert data.held_out is not None
-        chunk = max(1, VALIDATION_PAIRS // data.counts.n_genes)
+        chunk = max(1, VALIDATION_PAIRS[data.device.type] // data.counts.n_genes)
         for d in range(data.n_datasets):
             members = data.held_out.cells[data.dataset[data.held_out.cells] == d]
             for start in range(0, members.size, chunk):
