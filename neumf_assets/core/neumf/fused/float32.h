@@ -7,14 +7,15 @@
 namespace fused {
 
 #if defined(__AVX__) && !defined(__AVX512F__)
-constexpr int kRows = 4;  // 16 registers: 4 x 2 accumulators, and operands
+constexpr int kRows = 6;  // 16 registers: 6 x 2 accumulators, and operands
 #else
 constexpr int kRows = 8;
 #endif
+constexpr int kRowUnit = 4;  // rows of a product are a multiple of it
 constexpr int kTile = 64;  // pairs whose activations and gradients stay in the first-level cache
 
 // C[rows, n] (+)= A[rows, depth] B[depth, n]. A is strided both ways, so that it also serves transposed.
-// rows is a multiple of kRows, n of kLanes. `start` holds what a row of C begins with; null: C itself.
+// rows is a multiple of kRowUnit, n of kLanes. `start` holds what a row of C begins with; null: C itself.
 struct Product {
   const float* a;
   int64_t a_row, a_column;
@@ -23,40 +24,53 @@ struct Product {
   float* c;
   int64_t c_row;
   const float* start;
+  const float* mask;  // what C keeps: only where this, laid out as C, is positive; null: all of it
+  bool rectify;
 };
 
-template <int N>
+template <int R, int N>
 inline void multiply_block(const Product& p, int row, int column, int depth) {
-  Vec acc[kRows][N];
-  for (int r = 0; r < kRows; ++r)
+  Vec acc[R][N];
+  for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n)
       acc[r][n] = load((p.start ? p.start : p.c + (row + r) * p.c_row) + column + n * kLanes);
   const float* a = p.a + row * p.a_row;
   for (int k = 0; k < depth; ++k, a += p.a_column) {
     Vec b[N];
     for (int n = 0; n < N; ++n) b[n] = load(p.b + k * p.b_row + column + n * kLanes);
-    for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < R; ++r) {
       const Vec x = splat(a[r * p.a_row]);
       for (int n = 0; n < N; ++n) acc[r][n] += x * b[n];
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int n = 0; n < N; ++n) store(p.c + (row + r) * p.c_row + column + n * kLanes, acc[r][n]);
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) {
+      const int64_t at = (row + r) * p.c_row + column + n * kLanes;
+      if (p.rectify) acc[r][n] = relu(acc[r][n]);
+      if (p.mask) acc[r][n] = keep(load(p.mask + at) > Vec{}, acc[r][n]);
+      store(p.c + at, acc[r][n]);
+    }
+}
+
+template <int N>
+inline void multiply_columns(const Product& p, int rows, int column, int depth) {
+  int r = 0;
+  for (; r + kRows <= rows; r += kRows) multiply_block<kRows, N>(p, r, column, depth);
+  for (; r + 4 <= rows; r += 4) multiply_block<4, N>(p, r, column, depth);
+  for (; r < rows; r += 2) multiply_block<2, N>(p, r, column, depth);
 }
 
 inline void multiply(const Product& p, int rows, int columns, int depth) {
   int n = 0;
-  for (; n + 2 * kLanes <= columns; n += 2 * kLanes)
-    for (int r = 0; r < rows; r += kRows) multiply_block<2>(p, r, n, depth);
-  for (; n < columns; n += kLanes)
-    for (int r = 0; r < rows; r += kRows) multiply_block<1>(p, r, n, depth);
+  for (; n + 2 * kLanes <= columns; n += 2 * kLanes) multiply_columns<2>(p, rows, n, depth);
+  for (; n < columns; n += kLanes) multiply_columns<1>(p, rows, n, depth);
 }
 
 // One thread's parameters (padded with zeros to whole vectors), gradients and tile buffers.
 class Float32Tower {
  public:
   Float32Tower(const Block& block, int64_t first, int64_t last) : b(block), strip(block, first, last) {
-    const int unit = kLanes < kRows ? kRows : kLanes;
+    const int unit = kLanes < kRowUnit ? kRowUnit : kLanes;
     for (int l = 0; l < b.depth; ++l) {
       width[l] = static_cast<int>(round_up(b.width[l], unit));
       h[l].reset(kTile * width[l]);
@@ -77,7 +91,7 @@ class Float32Tower {
   void run() {
     for (int64_t gene = strip.first; gene < strip.last; gene += kTile) {
       valid = static_cast<int>(strip.last - gene < kTile ? strip.last - gene : kTile);
-      rows = static_cast<int>(round_up(valid, kRows));
+      rows = static_cast<int>(round_up(valid, kRowUnit));
       for (int p = 0; p < valid; ++p)
         std::memcpy(c + p * width[0], b.c + (gene + p) * b.width[0], b.width[0] * sizeof(float));
       std::memset(dc, 0, kTile * width[0] * sizeof(float));
@@ -148,8 +162,7 @@ class Float32Tower {
         store(h[0] + p * width[0] + k, relu(load(a + k) + load(c + p * width[0] + k)));
     for (int l = 1; l < b.depth; ++l) {
       const int n = width[l];
-      multiply({h[l - 1], width[l - 1], 1, transposed[l], n, h[l], n, bias[l]}, rows, n, width[l - 1]);
-      for (int i = 0; i < rows * n; i += kLanes) store(h[l] + i, relu(load(h[l] + i)));
+      multiply({h[l - 1], width[l - 1], 1, transposed[l], n, h[l], n, bias[l], nullptr, true}, rows, n, width[l - 1]);
     }
     for (int p = 0; p < rows; ++p) {
       Vec total{};
@@ -190,10 +203,8 @@ class Float32Tower {
       for (int p = 0; p < rows; ++p) total += load(g[l] + p * n + k);
       store(dbias[l] + k, total);
     }
-    multiply({g[l], 1, n, h[l - 1], m, dweight[l], m, nullptr}, n, m, rows);
-    multiply({g[l], n, 1, weight[l], m, g[l - 1], m, zeros}, rows, m, n);
-    for (int i = 0; i < rows * m; i += kLanes)
-      store(g[l - 1] + i, keep(load(h[l - 1] + i) > Vec{}, load(g[l - 1] + i)));
+    multiply({g[l], 1, n, h[l - 1], m, dweight[l], m, nullptr, nullptr, false}, n, m, rows);
+    multiply({g[l], n, 1, weight[l], m, g[l - 1], m, zeros, h[l - 1], false}, rows, m, n);
   }
 };
 
