@@ -5,6 +5,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "simd.h"
@@ -36,9 +37,11 @@ struct GmfBlock {
 
 #if defined(__AVX512F__)
 constexpr int kTileCells = 8;  // cells x 2 vectors of genes in registers at a time
+constexpr int kManyCells = 8;  // the same where there is one operand more to have at hand
 constexpr int kAtOnce = 4;     // dimensions
 #else
 constexpr int kTileCells = 4;
+constexpr int kManyCells = 6;
 constexpr int kAtOnce = 2;
 #endif
 constexpr int kTileVecs = 2;
@@ -141,38 +144,46 @@ class Gmf {
     for (int64_t j = 0; j < kTileGenes; ++j)
       for (int k = 0; k < size; ++k) across[k * kTileGenes + j] = gene[(at + j) * padded + k];
     Vec total[kTileVecs] = {}, dbias[kTileVecs] = {};
-    for (int64_t c = 0; c < block->cells; c += kTileCells) means(c, bias, used, total);
+    for_all_cells([&](auto many, int64_t c) { means<decltype(many)::value>(c, bias, used, total); });
     for (int v = 0; v < kTileVecs; ++v) loss += sum(total[v]);
     leave_out(t);
     observe(at, there);
     std::memset(dacross, 0, size * kTileGenes * sizeof(float));
-    for (int64_t c = 0; c < block->cells; c += kTileCells) {
-      genes_gradient(c, dbias);
-      cells_gradient(c, at, there);
-    }
+    for (int64_t c = 0; c < rows; c += kTileCells) genes_gradient(c, dbias);
+    for_all_cells([&](auto many, int64_t c) { cells_gradient<decltype(many)::value>(c, at, there); });
     for (int v = 0; v < kTileVecs; ++v) store(dgene_bias + at + v * kLanes, dbias[v]);
     for (int64_t j = 0; j < there; ++j)
       for (int k = 0; k < size; ++k) dgene[(at + j) * size + k] = dacross[k * kTileGenes + j];
   }
 
+  // Calls with the number of cells (as a type) and the first of them, until all rows have been.
+  template <class Work>
+  void for_all_cells(const Work& work) const {
+    int64_t c = 0;
+    for (; c + kManyCells <= rows; c += kManyCells) work(std::integral_constant<int, kManyCells>{}, c);
+    for (; c + 4 <= rows; c += 4) work(std::integral_constant<int, 4>{}, c);
+    for (; c < rows; c += 2) work(std::integral_constant<int, 2>{}, c);
+  }
+
   // Log means and means of some cells' pairs, and the loss as if nothing had been observed.
+  template <int kCells>
   void means(int64_t c, const float* bias, const float* used, Vec* total) {
-    Vec s[kTileCells][kTileVecs];
+    Vec s[kCells][kTileVecs];
     const float* own = cell + c * padded;
-    for (int i = 0; i < kTileCells; ++i) {
+    for (int i = 0; i < kCells; ++i) {
       const float offset = c + i < block->cells ? block->cell_offset[c + i] : kLowest;
       for (int v = 0; v < kTileVecs; ++v) s[i][v] = load(bias + v * kLanes) + offset;
     }
     for (int k = 0; k < size; ++k) {
       Vec q[kTileVecs];
       for (int v = 0; v < kTileVecs; ++v) q[v] = load(across + k * kTileGenes + v * kLanes);
-      for (int i = 0; i < kTileCells; ++i) {
+      for (int i = 0; i < kCells; ++i) {
         const Vec p = splat(own[i * padded + k]);
         for (int v = 0; v < kTileVecs; ++v) s[i][v] += p * q[v];
       }
     }
     const Vec highest = splat(block->max_log_mean);
-    for (int i = 0; i < kTileCells; ++i) {
+    for (int i = 0; i < kCells; ++i) {
       const float there = c + i < block->cells ? 1.0f : 0.0f;
       for (int v = 0; v < kTileVecs; ++v) {
         const int64_t place = (c + i) * kTileGenes + v * kLanes;
@@ -246,29 +257,30 @@ class Gmf {
   }
 
   // What the slopes of a tile add to the gradient of some cells: vectors along the embedding.
+  template <int kCells>
   void cells_gradient(int64_t c, int64_t at, int64_t there) {
     for (int64_t k = 0; k < padded; k += kTileVecs * kLanes) {
       if (k + kLanes < padded)
-        cells_gradient_of<kTileVecs>(c, at, there, k);
+        cells_gradient_of<kCells, kTileVecs>(c, at, there, k);
       else
-        cells_gradient_of<1>(c, at, there, k);
+        cells_gradient_of<kCells, 1>(c, at, there, k);
     }
   }
 
-  template <int kVecs>
+  template <int kCells, int kVecs>
   void cells_gradient_of(int64_t c, int64_t at, int64_t there, int64_t k) {
-    Vec d[kTileCells][kVecs];
-    for (int i = 0; i < kTileCells; ++i)
+    Vec d[kCells][kVecs];
+    for (int i = 0; i < kCells; ++i)
       for (int v = 0; v < kVecs; ++v) d[i][v] = load(dcell + (c + i) * padded + k + v * kLanes);
     for (int64_t j = 0; j < there; ++j) {
       Vec q[kVecs];
       for (int v = 0; v < kVecs; ++v) q[v] = load(gene + (at + j) * padded + k + v * kLanes);
-      for (int i = 0; i < kTileCells; ++i) {
+      for (int i = 0; i < kCells; ++i) {
         const Vec m = splat(mean[(c + i) * kTileGenes + j]);
         for (int v = 0; v < kVecs; ++v) d[i][v] += m * q[v];
       }
     }
-    for (int i = 0; i < kTileCells; ++i)
+    for (int i = 0; i < kCells; ++i)
       for (int v = 0; v < kVecs; ++v) store(dcell + (c + i) * padded + k + v * kLanes, d[i][v]);
   }
 };
@@ -290,12 +302,30 @@ struct AdamStep {
   float* steps;
 };
 
+// What of Adam's step is the same for all numbers of a row.
+struct AdamOfRow {
+  float epsilon, new1, old2, new2;
+};
+
+// Adam's step of one row. A function of its own, since only of its parameters compilers believe that they lie apart:
+// inlined, numbers would be moved one by one.
+__attribute__((noinline)) inline void adam_row(int64_t columns, const AdamOfRow a, float* __restrict x,
+                                               float* __restrict m, float* __restrict s,
+                                               const float* __restrict gradient, const float* __restrict pull,
+                                               const float* __restrict rate) {
+  for (int64_t k = 0; k < columns; ++k) {
+    const float g = gradient[k] + pull[k] * x[k];
+    m[k] += a.new1 * (g - m[k]);
+    s[k] = a.old2 * s[k] + a.new2 * g * g;
+    x[k] -= rate[k] * (m[k] / (std::sqrt(s[k]) + a.epsilon));
+  }
+}
+
 inline void adam(const AdamStep& a, int64_t from, int64_t to) {
   std::vector<float> scaled(a.columns), pulled(a.columns);
   for (int64_t k = 0; k < a.columns; ++k) pulled[k] = a.share * a.decay[k];
-  const float* __restrict pull = pulled.data();
-  const float epsilon = a.epsilon;
-  const float new1 = 1 - a.beta1, old2 = a.beta2, new2 = 1 - a.beta2;
+  const AdamOfRow same{a.epsilon, static_cast<float>(1 - a.beta1), static_cast<float>(a.beta2),
+                       static_cast<float>(1 - a.beta2)};
   float known = -1;
   for (int64_t r = from; r < to; ++r) {
     const int64_t at = a.row ? a.row[r] : r;
@@ -305,17 +335,9 @@ inline void adam(const AdamStep& a, int64_t from, int64_t to) {
       const double bias1 = 1 - std::pow(a.beta1, taken), bias2 = 1 - std::pow(a.beta2, taken);
       for (int64_t k = 0; k < a.columns; ++k) scaled[k] = a.rate_share * a.rate[k] * (std::sqrt(bias2) / bias1);
     }
-    float* __restrict x = a.table + at * a.columns;
-    float* __restrict m = a.first + at * a.columns;
-    float* __restrict s = a.second + at * a.columns;
-    const float* __restrict gradient = a.gradient + r * a.columns;
-    const float* __restrict rate = scaled.data();
-    for (int64_t k = 0; k < a.columns; ++k) {
-      const float g = gradient[k] + pull[k] * x[k];
-      m[k] += new1 * (g - m[k]);
-      s[k] = old2 * s[k] + new2 * g * g;
-      x[k] -= rate[k] * (m[k] / (std::sqrt(s[k]) + epsilon));
-    }
+    const int64_t own = at * a.columns;
+    adam_row(a.columns, same, a.table + own, a.first + own, a.second + own, a.gradient + r * a.columns, pulled.data(),
+             scaled.data());
   }
 }
 
