@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from neumf_assets.core.errors import NeumfError
 
@@ -27,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neumf-assets", description="Single-cell studies as Dagster assets: NeuMF beside LIGER."
     )
+    parser.add_argument("--version", action="version", version=f"neumf-assets {version('neumf-assets')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
@@ -145,18 +146,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from neumf_assets.home import Home
+    from neumf_assets.commands.ui import serve
 
-    home = Home.from_environment()
-    home.prepare()
-    os.environ["DAGSTER_HOME"] = str(home.dagster)
-    os.environ["NEUMF_HOME"] = str(home.root)
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(home.workspace)]
-    command += ["--host", "127.0.0.1", "--port", str(options.port)]
-    print(f"Dagster at http://127.0.0.1:{options.port} (Ctrl-C ends it), everything below {home.root}")
-    sys.stdout.flush()
-    os.execv(sys.executable, command)  # so that signals reach Dagster itself
-    return 0
+    return serve(options.port)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._core.code_pointer import ModuleCodePointer
@@ -105,3 +105,36 @@ def daemon_statuses(instance: dg.DagsterInstance) -> Mapping[str, DaemonStatus]:
     from dagster._daemon.controller import get_daemon_statuses
 
     return get_daemon_statuses(instance, instance.get_required_daemon_types())
+
+
+def run_webserver(wrapped: Callable[[Any], Any]) -> None:
+    """Run ``dagster-webserver`` by the arguments of this process, with its application wrapped.
+
+    Its command offers no place for middleware; it makes the application by a name of its module.
+    """
+    from dagster_webserver import cli
+
+    make = cli.create_app_from_workspace_process_context
+    cli.create_app_from_workspace_process_context = lambda *given, **named: wrapped(make(*given, **named))
+    cli.main()
+
+
+def develop(arguments: Sequence[str], webserver: Sequence[str]) -> None:
+    """Run ``dagster dev`` with another command in the place of its webserver's.
+
+    It takes options for the webserver, but not which webserver; it starts its processes by a name of its module.
+    """
+    from dagster._cli import dev
+
+    start = dev.open_ipc_subprocess
+
+    def started(parts: Sequence[str], **kwargs: Any) -> Any:
+        if list(parts[1:3]) == ["-m", "dagster_webserver"]:
+            parts = [*webserver, *parts[3:]]
+        return start(parts, **kwargs)
+
+    dev.open_ipc_subprocess = started
+    try:
+        dev.dev_command(list(arguments), prog_name="neumf-assets ui", standalone_mode=False)
+    finally:
+        dev.open_ipc_subprocess = start

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import json
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +32,7 @@ USER, PASSWORD = "alice", "correct horse"
 @dataclass(frozen=True)
 class Proxy:
     port: int
+    plain_port: int
     trust: ssl.SSLContext
 
     def get(self, path: str, user: str | None = None, body: bytes | None = None) -> tuple[int, bytes]:
@@ -54,7 +59,9 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder, port = tmp_path_factory.mktemp("webserver"), free_port()
     (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     command = [
-        str(BIN / "dagster-webserver"),
+        str(BIN / "python"),
+        "-m",
+        "neumf_assets.commands.webserver",
         "--empty-workspace",
         "--host",
         "127.0.0.1",
@@ -76,7 +83,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Pr
     nginx = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     need(nginx, "nginx")
     need(shutil.which("openssl"), "openssl")
-    folder, port = tmp_path_factory.mktemp("nginx"), free_port()
+    folder, port, plain = tmp_path_factory.mktemp("nginx"), free_port(), free_port()
     folder.parent.chmod(0o755)  # nginx's workers are no root, and read the passwords themselves
     folder.chmod(0o755)
     _certificate(folder)
@@ -87,6 +94,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Pr
     text = (DEPLOY / "nginx.conf").read_text()
     for ours, test in (
         ("/etc/neumf", str(folder)),
+        ("listen 80;", f"listen 127.0.0.1:{plain};"),
         ("443 ssl", f"127.0.0.1:{port} ssl"),
         ("3000", str(backend)),
     ):
@@ -108,7 +116,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, backend: int) -> Iterator[Pr
     try:
         server.start()
         wait_for(lambda: listening(port), "nginx", 30)
-        yield Proxy(port, ssl.create_default_context(cafile=str(folder / "tls.crt")))
+        yield Proxy(port, plain, ssl.create_default_context(cafile=str(folder / "tls.crt")))
     finally:
         server.stop(patience=10)
 
@@ -169,3 +177,63 @@ def test_websockets_pass_with_the_password_only(proxy: Proxy) -> None:
     )
     with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
         asyncio.run(first_answer({}))
+
+
+def test_port_80_leads_to_tls(proxy: Proxy) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.plain_port, timeout=30)
+    connection.request("GET", "/runs?a=b", headers={"Host": "evil.test"})
+    answer = connection.getresponse()
+    assert answer.status == 301
+    assert answer.headers["Location"] == "https://neumf.example.org/runs?a=b", (
+        "the name is ours, not the request's"
+    )
+
+
+@pytest.mark.parametrize("user", [None, f"{USER}:{PASSWORD}"])
+def test_browsers_are_told_to_keep_to_tls_and_to_frame_nothing(proxy: Proxy, user: str | None) -> None:
+    connection = http.client.HTTPSConnection("localhost", proxy.port, timeout=30, context=proxy.trust)
+    connection.request("GET", "/", headers={"Authorization": basic(user)} if user else {})
+    headers = connection.getresponse().headers
+    assert headers.get_all("Strict-Transport-Security") == ["max-age=31536000"]
+    assert headers.get_all("X-Frame-Options") == ["SAMEORIGIN"]
+    assert any(
+        "frame-ancestors 'self'" in policy for policy in headers.get_all("Content-Security-Policy", [])
+    )
+    assert "nginx/" not in headers.get("Server", "")
+
+
+def test_old_tls_is_refused(proxy: Proxy) -> None:
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with (
+        socket.create_connection(("127.0.0.1", proxy.port), 30) as wire,
+        pytest.raises((ssl.SSLError, OSError)),
+    ):
+        old.wrap_socket(wire)
+
+
+def test_a_page_of_another_site_is_refused_even_with_the_password(proxy: Proxy) -> None:
+    body = json.dumps({"query": "{ version }"})
+    for origin, status in (("https://evil.test", 403), (f"https://localhost:{proxy.port}", 200)):
+        connection = http.client.HTTPSConnection("localhost", proxy.port, timeout=30, context=proxy.trust)
+        headers = {"Authorization": basic(f"{USER}:{PASSWORD}"), "Origin": origin}
+        connection.request("POST", "/graphql", body, headers | {"Content-Type": "application/json"})
+        assert connection.getresponse().status == status, origin
+
+
+def test_large_requests_are_refused(proxy: Proxy) -> None:
+    assert proxy.get("/graphql", f"{USER}:{PASSWORD}", b"x" * (5 << 20))[0] == 413
+
+
+def test_requests_without_end_are_refused(proxy: Proxy) -> None:
+    """Last, for the address of these tests has used its share up afterwards."""
+    with ThreadPoolExecutor(
+        8
+    ) as pool:  # 300 at once and 50 a second: only in 24 seconds they would all be answered
+        found = list(pool.map(lambda _: proxy.get("/")[0], range(1500)))
+    assert set(found) == {401, 429}
+    assert found.count(401) >= 300
