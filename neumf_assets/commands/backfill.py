@@ -31,12 +31,10 @@ def backfill(name: str, datasets: Sequence[str] | None, job: str) -> int:
     home.prepare()
     os.environ["NEUMF_HOME"] = str(home.root)
     os.environ["DAGSTER_HOME"] = str(home.dagster)
-    studies = all_studies(home)
-    if name not in studies:
-        raise BadSettings(f"There is no study {name!r}. Known: {', '.join(sorted(studies))}.")
+    study = all_studies(home).named(name)
     with dg.DagsterInstance.get() as instance:
-        chosen = choose_datasets(studies[name], instance, datasets)
-        found = launch_backfill(studies[name], instance, chosen, job)
+        chosen = choose_datasets(study, instance, datasets)
+        found = launch_backfill(study, instance, chosen, job)
         print(f"Backfill {found}: job {job} of study {name} for {', '.join(chosen)}.")
         if not _daemon_runs(instance):
             print("Nothing starts before the Dagster daemon runs: start it with neumf-assets ui.")

@@ -117,7 +117,6 @@ def check_settings() -> Iterator[Finding]:
         (requested_device, "correct NEUMF_DEVICE"),
         (executor, "correct NEUMF_EXECUTOR"),
         (budget, "correct NEUMF_MEMORY"),
-        (lambda: all_studies(Home.from_environment()), "correct the study's file"),
     ]
     right = True
     for check, mend in mends:
@@ -126,9 +125,13 @@ def check_settings() -> Iterator[Finding]:
         except NeumfError as error:
             right = False
             yield Finding("problem", "settings", str(error), mend)
-    if right:
-        studies = sorted(all_studies(Home.from_environment()))
-        yield Finding("ok", "settings", f"studies: {', '.join(studies)}; executor {executor().name}")
+    studies, broken = all_studies(Home.from_environment())
+    for one in broken.values():
+        yield Finding(
+            "problem", "settings", str(one), "correct the study's file; the other studies are loaded"
+        )
+    if right and not broken:
+        yield Finding("ok", "settings", f"studies: {', '.join(sorted(studies))}; executor {executor().name}")
 
 
 def check_device() -> Iterator[Finding]:

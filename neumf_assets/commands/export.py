@@ -58,14 +58,12 @@ def export_study(
         If the matrix has not been materialised.
     """
     home = Home.from_environment()
-    studies = all_studies(home)
-    if study not in studies:
-        raise BadSettings(f"There is no study {study!r}. Known: {', '.join(sorted(studies))}.")
+    settings = all_studies(home).named(study)
     if form == "mtx" and matrix != "model":
         raise BadSettings(f"--format mtx writes the counts. For the matrix {matrix} use --format csv.")
     store = home.store()
     asset = "dense_counts" if form == "csv" and matrix == "model" else "counts"
-    found = dict(_artifacts(store, studies[study], asset))
+    found = dict(_artifacts(store, settings, asset))
     unknown = sorted(set(datasets or []) - set(found))
     if unknown or not found:
         what = f"dataset {unknown[0]!r}" if unknown else "materialised dataset"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any, Self, get_args
 
@@ -85,7 +86,10 @@ def _with_description(model: type[BaseModel], place: Place, message: str) -> str
 
 
 def _with_names(model: type[BaseModel], place: Place, message: str) -> str:
-    return f"not a setting. Known here: {', '.join(sorted(model.model_fields))}"
+    known = sorted(model.model_fields)
+    near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.6)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return f"not a setting.{meant} Known here: {', '.join(known)}"
 
 
 _ADDITIONS: dict[str, Callable[[type[BaseModel], Place, str], str]] = {

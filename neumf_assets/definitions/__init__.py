@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from neumf_assets.core.errors import NeumfError
 from neumf_assets.running.executors import executor
 
 
@@ -21,5 +22,22 @@ def defs() -> dg.Definitions:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # both come from Dagster's own loading of components
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        loaded = tree.build_defs()
-    return dg.Definitions.merge(loaded, dg.Definitions(executor=executor()))
+        loaded = [_part(tree, path.parent) for path in sorted(tree.defs_module_path.glob("*/defs.yaml"))]
+    return dg.Definitions.merge(*loaded, dg.Definitions(executor=executor()))
+
+
+def _part(tree: dg.ComponentTree, folder: Path) -> dg.Definitions:
+    """The definitions of one folder of ``defs/``; what is wrong with it is shown in its place."""
+    from neumf_assets.definitions.broken import broken_study
+    from neumf_assets.definitions.component import without_tree
+
+    try:
+        return tree.build_defs(folder)
+    except Exception as error:  # whatever it is, the other studies go on
+        try:
+            # Dagster reads all files before it loads one: what it refuses may stand in another folder
+            return without_tree(folder / "defs.yaml")
+        except Exception as own:
+            return broken_study(
+                folder.name, folder / "defs.yaml", own if isinstance(own, NeumfError) else error
+            )

@@ -7,7 +7,8 @@ import dagster as dg
 from pydantic import BaseModel
 
 from neumf_assets.core.settings import Settings
-from neumf_assets.definitions.studies import parse_study, read_study
+from neumf_assets.definitions.broken import broken_study
+from neumf_assets.definitions.studies import check_new, parse_study, read_component, read_study
 from neumf_assets.definitions.study import study_definitions
 from neumf_assets.home import Home
 from neumf_assets.study.settings import StudySettings
@@ -70,5 +71,35 @@ class RegisteredStudies(dg.Component):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The definitions of all registered studies."""
-        studies = [read_study(path) for path in sorted(self.folder.glob("*.yaml"))]
-        return dg.Definitions.merge(*(study_definitions(study) for study in studies))
+        return self.definitions()
+
+    def definitions(self) -> dg.Definitions:
+        """The definitions of all registered studies; what is wrong with one is shown in its place."""
+        names: set[str] = set()
+        found = []
+        for path in sorted(self.folder.glob("*.yaml")):
+            try:
+                study = check_new(read_study(path), names, path)
+                found.append(study_definitions(study))
+                names.add(study.name)
+            except Exception as error:  # whatever it is, the other studies go on
+                found.append(broken_study(path.stem, path, error))
+        return dg.Definitions.merge(*found)
+
+
+def without_tree(path: Path) -> dg.Definitions:
+    """The definitions of a component's file, texts as they stand there: no ``{{ env.NAME }}`` is resolved.
+
+    Raises
+    ------
+    BadSettings
+        If the file is wrong.
+    ValueError
+        If the component is none of this package.
+    """
+    study = read_component(path)
+    if study is not None:
+        return study_definitions(study)
+    if "RegisteredStudies" not in path.read_text(encoding="utf-8"):
+        raise ValueError(f"{path} holds no component of this package")
+    return RegisteredStudies(Home.from_environment().studies).definitions()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -19,11 +20,65 @@ _DEFS = Path(__file__).parents[1] / "defs"
 EXAMPLE = "example"
 
 
-def all_studies(home: Home) -> dict[str, StudySettings]:
-    """Every study that the code location holds, by name."""
-    shipped = [_read_component(path) for path in sorted(_DEFS.glob("*/defs.yaml"))]
-    registered = [read_study(path) for path in sorted(home.studies.glob("*.yaml"))]
-    return {study.name: study for study in [*filter(None, shipped), *registered]}
+class Studies(NamedTuple):
+    """All studies of the code location.
+
+    Parameters
+    ----------
+    found
+        By name.
+    broken
+        What is wrong with the others, by what their file (or folder) is called: their settings cannot be read.
+    """
+
+    found: dict[str, StudySettings]
+    broken: dict[str, BadSettings]
+
+    def named(self, name: str, mend: str = "") -> StudySettings:
+        """Return the study called ``name``.
+
+        Raises
+        ------
+        BadSettings
+            What is wrong with its settings; or that there is none, and ``mend``.
+        """
+        if name in self.found:
+            return self.found[name]
+        if name in self.broken:
+            raise self.broken[name]
+        known = ", ".join(sorted(self.found))
+        raise BadSettings(f"There is no study {name!r}. Known: {known}.{mend}")
+
+
+def all_studies(home: Home) -> Studies:
+    """Every study that the code location holds; one that cannot be read leaves the others as they are."""
+    shipped = [(path.parent.name, path, read_component) for path in sorted(_DEFS.glob("*/defs.yaml"))]
+    registered = [(path.stem, path, read_study) for path in sorted(home.studies.glob("*.yaml"))]
+    found: dict[str, StudySettings] = {}
+    broken: dict[str, BadSettings] = {}
+    for name, path, read in [*shipped, *registered]:
+        try:
+            study = read(path)
+            if study is not None:
+                found[study.name] = check_new(study, found, path)
+        except BadSettings as error:
+            broken[name] = error
+    return Studies(found, broken)
+
+
+def check_new(study: StudySettings, others: Container[str], where: Path) -> StudySettings:
+    """Return a study whose name no other has.
+
+    Raises
+    ------
+    BadSettings
+        If another has it: their assets would be the same.
+    """
+    if study.name in others:
+        raise BadSettings(
+            f"{where}: name = {study.name!r}: another study has this name. Give one of them another."
+        )
+    return study
 
 
 def find_or_register(home: Home, name: str | None, inbox: str | None) -> StudySettings:
@@ -41,13 +96,10 @@ def find_or_register(home: Home, name: str | None, inbox: str | None) -> StudySe
         inbox = str(Path(inbox).resolve())
     name = check_name(name or (Path(inbox).name if inbox else EXAMPLE), "study")
     studies = all_studies(home)
-    if name in studies:
-        return _same_inbox(home, studies[name], inbox)
-    if inbox is None:
-        raise BadSettings(
-            f"There is no study {name!r}. Known: {', '.join(sorted(studies))}. "
-            "Give an inbox to make a new one."
-        )
+    if inbox is None or name in studies.broken:
+        return studies.named(name, " Give an inbox to make a new one.")
+    if name in studies.found:
+        return _same_inbox(home, studies.found[name], inbox)
     study = StudySettings(name=name, inbox=inbox)
     values = {"name": name, "inbox": inbox}
     text = (
@@ -65,13 +117,7 @@ def read_study(path: Path) -> StudySettings:
     BadSettings
         If the file is no YAML mapping, or a setting is unknown or out of range.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise BadSettings(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise BadSettings(f"{path} must hold settings as 'key: value' lines.")
-    return parse_study(values, str(path))
+    return parse_study(_mapping_in(path), str(path))
 
 
 def parse_study(values: dict[str, Any], where: str) -> StudySettings:
@@ -90,8 +136,8 @@ def parse_study(values: dict[str, Any], where: str) -> StudySettings:
     return study
 
 
-def _same_inbox(home: Home, study: StudySettings, inbox: str | None) -> StudySettings:
-    if inbox is None or inbox == study.inbox:
+def _same_inbox(home: Home, study: StudySettings, inbox: str) -> StudySettings:
+    if inbox == study.inbox:
         return study
     file = home.studies / f"{study.name}.yaml"
     change = (
@@ -103,8 +149,27 @@ def _same_inbox(home: Home, study: StudySettings, inbox: str | None) -> StudySet
     )
 
 
-def _read_component(path: Path) -> StudySettings | None:
-    values = yaml.safe_load(path.read_text())
+def read_component(path: Path) -> StudySettings | None:
+    """Read the settings of a study from the YAML file of its component; ``None`` where it is another component.
+
+    Raises
+    ------
+    BadSettings
+        As :func:`read_study`.
+    """
+    values = _mapping_in(path)
     if not str(values.get("type", "")).endswith(".Study"):
         return None
     return parse_study(values.get("attributes") or {}, str(path))
+
+
+def _mapping_in(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise BadSettings(f"{path} cannot be read: {error.strerror or error}.") from None
+    if not isinstance(values, dict):
+        raise BadSettings(f"{path} must hold settings as 'key: value' lines.")
+    return values

@@ -41,7 +41,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> StagedStudy:
         home = Home.from_environment()
         home.prepare()
         (home.studies / "tiny.yaml").write_text(STUDY.format(inbox=root / "inbox"))
-        study = StagedStudy(all_studies(home)["tiny"], ("ctrl", "stim"), home.root)
+        study = StagedStudy(all_studies(home).found["tiny"], ("ctrl", "stim"), home.root)
     for path in ("raw_counts", "counts", "gene_space", "shared_genes", "liger/factors", "ineumf/model"):
         study.compute(path)
     return study

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -12,8 +13,10 @@ import pytest
 
 from neumf_assets.core.errors import BadSettings
 from neumf_assets.core.neumf.settings import NeuMFSettings
-from neumf_assets.definitions.studies import parse_study, read_study
+from neumf_assets.definitions import defs
+from neumf_assets.definitions.studies import all_studies, find_or_register, parse_study, read_study
 from neumf_assets.definitions.study import study_definitions
+from neumf_assets.home import Home
 from neumf_assets.study.launchpad import config_schema, with_overrides
 from neumf_assets.study.settings import StudySettings
 
@@ -103,6 +106,95 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     path.write_text("a: [")
     with pytest.raises(BadSettings, match="no YAML"):
         read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "meant"),
+    [({"n_epochs": 3}, "epochs"), ({"Epochs": 3}, "epochs"), ({"learning-rate": 0.1}, "learning_rate")],
+)
+def test_the_nearest_setting_is_named(values: dict, meant: str) -> None:
+    with pytest.raises(BadSettings, match=rf"Did you mean {meant}\?"):
+        parse_study({"name": "a", "model": values}, "study.yaml")
+
+
+def test_what_is_like_no_setting_gets_no_guess() -> None:
+    with pytest.raises(BadSettings, match=r"not a setting\. Known here"):
+        parse_study({"name": "a", "zzzz": 1}, "study.yaml")
+
+
+WRONG = {
+    "key.yaml": "name: key\nmodel: {n_epochs: 3}\n",
+    "range.yaml": "name: range\nmodel: {epochs: -3}\n",
+    "no-yaml.yaml": "name: [",
+    "list.yaml": "- 1\n",
+    "binary.yaml": b"\xff\xfe\x00",
+    "twice.yaml": "name: good\n",
+    "b.yaml": 'name: b\nowners: ["`nobody`"]\n',
+}
+
+
+@pytest.fixture
+def studies(home: Path) -> Path:
+    folder = home / "studies"
+    folder.mkdir(parents=True)
+    (folder / "good.yaml").write_text("name: good\n")
+    for name, text in WRONG.items():
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def test_studies_that_cannot_be_loaded_are_shown_and_leave_the_others(studies: Path) -> None:
+    loaded = defs()
+    assets = {key.to_user_string(): node for key, node in _nodes(loaded).items()}
+    assert {"example/report", "good/report"} <= set(assets)
+    broken = {key for key in assets if key.endswith("/settings_error")}
+    assert broken == {
+        f"{name}/settings_error" for name in ("key", "range", "no_yaml", "list", "binary", "twice", "b")
+    }
+    assert "Did you mean epochs?" in (assets["key/settings_error"].description or "")
+    assert "at least 1" in (assets["range/settings_error"].description or "")
+    assert "another study has this name" in (assets["twice/settings_error"].description or "")
+    assert "good_arrivals" in {sensor.name for sensor in loaded.sensors or []}
+
+
+def test_a_broken_component_leaves_the_others(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "some_defs"
+    for name, text in (
+        ("one", "name: one\n"),
+        ("two", "name: two\n  sensorr: {}\n"),
+        ("three", "naem: three\n"),
+    ):
+        (package / name).mkdir(parents=True)
+        lines = "".join(f"  {line}\n" for line in text.splitlines())
+        (package / name / "defs.yaml").write_text(f"type: neumf_assets.Study\nattributes:\n{lines}")
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("neumf_assets.defs", importlib.import_module("some_defs"))
+    assets = _nodes(defs())
+    names = {key.to_user_string() for key in assets}
+    assert "one/report" in names
+    assert {name for name in names if name.endswith("/settings_error")} == {
+        "two/settings_error",
+        "three/settings_error",
+    }
+
+
+def test_commands_go_on_beside_a_broken_study_and_say_what_is_wrong_with_it(studies: Path) -> None:
+    found = all_studies(Home.from_environment())
+    assert {"example", "good"} == set(found.found)
+    assert found.named("good").name == "good"
+    with pytest.raises(BadSettings, match=r"Did you mean epochs\?"):
+        found.named("key")
+    with pytest.raises(BadSettings, match=r"There is no study 'other'. Known: example, good"):
+        found.named("other")
+    with pytest.raises(BadSettings, match=r"Did you mean epochs\?"):
+        find_or_register(Home.from_environment(), "key", str(studies))
+
+
+def _nodes(loaded: dg.Definitions) -> dict[dg.AssetKey, dg.AssetSpec]:
+    return {spec.key: spec for spec in loaded.resolve_all_asset_specs()}
 
 
 def test_the_launchpad_shows_every_setting_with_default_and_description() -> None:
