@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import logging
 import os
 import shutil
 import tempfile
@@ -27,10 +27,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from neumf_assets.core.errors import NeumfError
+from neumf_assets.core.integrity import digests_of, sealed, unsealed, what_changed, wrong_size
 
 MANIFEST = "manifest.json"
+DAMAGED = "manifest.damaged.json"
 _TEMPORARY = ".tmp-"
 _ABANDONED_AFTER_SECONDS = 24 * 3600
+_sound: set[str] = set()
+"""Locations of versions that this process has compared with their checksums, or has written."""
+
+_log = logging.getLogger(__name__)
 
 
 def remove_left(folder: Path, *prefixes: str, but: Path | None = None) -> None:
@@ -45,13 +51,17 @@ class MissingArtifact(NeumfError):
     """Nothing has been published under a key yet."""
 
 
+class DamagedArtifact(NeumfError):
+    """A stored version is not what was written; it counts as never made from now on."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What is known about one published version.
 
     ``fingerprint`` identifies the content by its causes (code version, settings, inputs' fingerprints), so
     equal fingerprints mean that there is nothing to recompute. ``figures`` holds the numbers that later
-    stages and the summary show.
+    stages and the summary show. ``files`` are sizes, ``digests`` checksums (SHA-256), by name.
     """
 
     version: str
@@ -62,6 +72,7 @@ class Manifest:
     inputs: Mapping[str, Any]
     figures: Mapping[str, Any]
     files: Mapping[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -80,7 +91,13 @@ class Artifact:
 
     @property
     def path(self) -> Path:
-        """Local folder with the version's files; an object store's files are downloaded on first use."""
+        """Local folder with the version's files; an object store's files are downloaded on first use.
+
+        Raises
+        ------
+        DamagedArtifact
+            If they are not what was written; each process compares once.
+        """
         return self._fetch()
 
     @property
@@ -133,12 +150,16 @@ class Store:
         """
         version = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
         if self.local_root is not None:
-            files = self._write_local(key, version, write)
+            files, digests = self._write_local(key, version, write)
         else:
-            files = self._write_remote(key, version, write)
-        manifest = Manifest(version=version, created=time.time(), files=files, **asdict(draft))
+            files, digests = self._write_remote(key, version, write)
+        manifest = Manifest(
+            version=version, created=time.time(), files=files, digests=digests, **asdict(draft)
+        )
         previous = self._read_manifest(key)
         self._swap_manifest(key, manifest)
+        if self.local_root is not None:
+            _sound.add(f"{self._folder(key)}/{version}")
         self._remove_old(key, keep={version} | ({previous.version} if previous else set()))
         return self._artifact(key, manifest)
 
@@ -208,35 +229,37 @@ class Store:
 
     def _write_local(
         self, key: tuple[str, ...], version: str, write: Callable[[Path], None]
-    ) -> dict[str, int]:
+    ) -> tuple[dict[str, int], dict[str, str]]:
         folder = self._local(key)
         temporary = folder / f"{_TEMPORARY}{version}"
         temporary.mkdir(parents=True)
         try:
             write(temporary)
             files = dict(_sizes(temporary))
+            digests = digests_of(temporary, files)
             _flush_tree(temporary)
             temporary.rename(folder / version)
             _flush_folder(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        return files
+        return files, digests
 
     def _write_remote(
         self, key: tuple[str, ...], version: str, write: Callable[[Path], None]
-    ) -> dict[str, int]:
+    ) -> tuple[dict[str, int], dict[str, str]]:
         with tempfile.TemporaryDirectory(prefix="neumf-assets-") as name:
             temporary = Path(name)
             write(temporary)
             files = dict(_sizes(temporary))
+            digests = digests_of(temporary, files)
             fs, target = self._fs, f"{self._folder(key)}/{version}"
             for file in files:
                 fs.put_file(str(temporary / file), f"{target}/{file}")
-        return files
+        return files, digests
 
     def _swap_manifest(self, key: tuple[str, ...], manifest: Manifest) -> None:
-        text = json.dumps(asdict(manifest), indent=1, sort_keys=True, default=str).encode()
+        text = sealed(asdict(manifest))
         if self.local_root is None:
             self._fs.pipe_file(f"{self._folder(key)}/{MANIFEST}", text)
             return
@@ -247,10 +270,11 @@ class Store:
             fs = self._fs
             for path in fs.ls(self._folder(key), detail=False, refresh=True):
                 name = path.rstrip("/").rsplit("/", 1)[-1]
-                if name != MANIFEST and name not in keep:
+                if name not in keep | {MANIFEST}:
                     with contextlib.suppress(FileNotFoundError):
                         fs.rm(path, recursive=True)
             return
+        (self._local(key) / DAMAGED).unlink(missing_ok=True)
         for path in self._local(key).iterdir():
             if path.name == MANIFEST or path.name in keep or not path.is_dir():
                 continue
@@ -268,13 +292,58 @@ class Store:
                 text = self._fs.cat_file(f"{self._folder(key)}/{MANIFEST}")
         except FileNotFoundError:
             return None
-        return Manifest(**json.loads(text))
+        try:
+            manifest = Manifest(**unsealed(text))
+        except (
+            ValueError,
+            TypeError,
+        ) as error:  # TypeError: fields that another version of the package writes
+            self._say_damaged(key, f"{MANIFEST} cannot be relied on ({error})")
+            return None
+        if self.local_root is not None:
+            wrong = wrong_size(self._local(key) / manifest.version, manifest.files)
+            if wrong is not None:
+                self._say_damaged(key, wrong)
+                return None
+        return manifest
+
+    def _say_damaged(self, key: tuple[str, ...], what: str) -> None:
+        _log.warning("%s is damaged and is made again: %s.", self._folder(key), what)
 
     def _artifact(self, key: tuple[str, ...], manifest: Manifest) -> Artifact:
         location = f"{self._folder(key)}/{manifest.version}"
-        if self.local_root is not None:
-            return Artifact(key, location, manifest, lambda: Path(location))
-        return Artifact(key, location, manifest, lambda: self._download(location, manifest))
+        return Artifact(key, location, manifest, lambda: self._fetch(key, location, manifest))
+
+    def _fetch(self, key: tuple[str, ...], location: str, manifest: Manifest) -> Path:
+        """The local folder of a version, compared with its checksums once in a process."""
+        path = Path(location) if self.local_root is not None else self._download(location, manifest)
+        if location in _sound:
+            return path
+        wrong = what_changed(path, manifest.files, manifest.digests)
+        if wrong is not None and self.local_root is None:  # the copy, or its way here
+            shutil.rmtree(path, ignore_errors=True)
+            path = self._download(location, manifest)
+            wrong = what_changed(path, manifest.files, manifest.digests)
+        if wrong is not None:
+            self._retire(key, manifest)
+            raise DamagedArtifact(
+                f"{location} is damaged: {wrong}. It is not used; materialise {'/'.join(key)} again "
+                "(the next run of the study does)."
+            )
+        _sound.add(location)
+        return path
+
+    def _retire(self, key: tuple[str, ...], manifest: Manifest) -> None:
+        """Let a damaged version count as never made; another that has come meanwhile stays."""
+        current = self._read_manifest(key)
+        if current is not None and current.version != manifest.version:
+            return
+        source, target = f"{self._folder(key)}/{MANIFEST}", f"{self._folder(key)}/{DAMAGED}"
+        with contextlib.suppress(OSError):  # read-only storage: whoever reads it next finds the same
+            if self.local_root is not None:
+                Path(source).replace(target)
+            else:
+                self._fs.mv(source, target)
 
     def _download(self, location: str, manifest: Manifest) -> Path:
         target = self._cache / hashlib.sha256(location.encode()).hexdigest()[:32]
