@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from neumf_assets.core.cgroup import memory_limit, usable_cpus
-from neumf_assets.core.errors import NeumfError
+from neumf_assets.core.errors import NeumfError, printable
 from neumf_assets.core.memory import budget
 from neumf_assets.core.store import Draft
 from neumf_assets.dagster_internals import daemon_statuses
@@ -86,7 +86,7 @@ def doctor(port: int = 3000) -> int:
     counted: dict[str, int] = {"ok": 0, "warning": 0, "problem": 0}
     for finding in diagnose(port):
         counted[finding.verdict] += 1
-        print(finding, flush=True)
+        print(printable(str(finding)), flush=True)
     print(f"{counted['ok']} ok, {counted['warning']} warnings, {counted['problem']} problems")
     return 1 if counted["problem"] else 0
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from neumf_assets.assets.catalogue import stages
 from neumf_assets.assets.gene_space import LEFT_OUT, gene_space
 from neumf_assets.assets.stage import Stage
-from neumf_assets.commands.terminal import LiveProgress, make_console, show_results
+from neumf_assets.commands.terminal import LiveProgress, make_console, show_results, shown
 from neumf_assets.core.counts.discover import Inbox, list_datasets
 from neumf_assets.core.counts.sheet import find_sheet
 from neumf_assets.core.errors import BadSettings
@@ -60,7 +60,7 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
         _check_not_empty(list_datasets(inbox), inbox)  # before there is a study of it
     study = find_or_register(home, name, inbox)
     start = time.perf_counter()
-    console.print(f"Study [bold]{study.name}[/bold], inbox {inbox_of(study)}", highlight=False)
+    console.print(f"Study [bold]{study.name}[/bold], inbox {shown(inbox_of(study))}", highlight=False)
     with (
         dg.DagsterInstance.get() as instance,
         LiveProgress(console) as progress,

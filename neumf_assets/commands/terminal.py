@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from neumf_assets.core.errors import printable
 from neumf_assets.home import Home
 from neumf_assets.study.settings import StudySettings
 
@@ -38,6 +40,11 @@ def make_console() -> Console:
     )
     console = Console(file=output)
     return console if console.is_terminal else Console(file=output, width=_WIDTH)
+
+
+def shown(text: object) -> str:
+    """Return a text that may come from a file or its name for the console: it neither acts nor formats."""
+    return escape(printable(str(text)))
 
 
 class LiveProgress:
@@ -76,13 +83,16 @@ class LiveProgress:
         """Start the work on a dataset, or on the study as a whole."""
         self._prefix = what
         self._display.console.print(
-            f"[bold]{what}[/bold]: {assets} asset{'' if assets == 1 else 's'} out of date", highlight=False
+            f"[bold]{shown(what)}[/bold]: {assets} asset{'' if assets == 1 else 's'} out of date",
+            highlight=False,
         )
 
     def say(self, level: int, text: str) -> None:
         """Print a message above the display."""
         style = "yellow" if level >= logging.WARNING else ""
-        self._display.console.print(Text(f"{self._prefix}: {text}" if self._prefix else text, style))
+        self._display.console.print(
+            Text(printable(f"{self._prefix}: {text}" if self._prefix else text), style)
+        )
 
     def asset_begins(self, asset: str) -> None:
         """Say it, where no display shows it."""
@@ -99,7 +109,7 @@ class LiveProgress:
     def _note(self, text: str) -> None:
         if not self._live:
             now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-            self._display.console.print(Text(f"{now} {self._prefix}: {text}"), soft_wrap=True)
+            self._display.console.print(Text(printable(f"{now} {self._prefix}: {text}")), soft_wrap=True)
 
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
         """Move the line of a stage."""
@@ -130,12 +140,12 @@ def show_results(
         console.print(_datasets_table(content, study.model.kind))
         console.print(_arms_table(content))
     for place, reason in failures.items():
-        console.print(f"[red]failed[/red] {place}\n  {reason}", highlight=False)
+        console.print(f"[red]failed[/red] {shown(place)}\n  {shown(reason)}", highlight=False)
     for dataset, reason in left_out.items():
-        console.print(f"[yellow]left out[/yellow] {dataset}\n  {reason}.", highlight=False)
+        console.print(f"[yellow]left out[/yellow] {shown(dataset)}\n  {shown(reason)}.", highlight=False)
     console.print(f"{seconds:.0f} s. Results:", highlight=False)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+        console.print(f"  {shown(path)}", highlight=False, soft_wrap=True)
     console.print("See it in the Dagster UI with: make ui", highlight=False)
 
 

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
+
+_KEPT = frozenset("\n\t")
+_HARMFUL = frozenset({"Cc", "Cs", "Cf", "Co", "Cn", "Zl", "Zp"})
+"""Control characters move a terminal's cursor, format characters turn the order of what is read round."""
+
+
+def printable(text: str) -> str:
+    """Return a text from a file (a name, a label) as it may be shown: characters that act are written as escapes."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        one
+        if one in _KEPT or unicodedata.category(one) not in _HARMFUL
+        else one.encode("unicode_escape").decode()
+        for one in text
+    )
 
 
 class NeumfError(Exception):
     """Base of every error this package raises on purpose; its text is meant for the user."""
+
+    def __str__(self) -> str:
+        """The text, whatever names of files and cells stand in it, without characters that act on a terminal."""
+        return printable(super().__str__())
 
 
 class BadInput(NeumfError):
@@ -38,7 +59,7 @@ class BadInput(NeumfError):
 
     def __str__(self) -> str:
         where = f"{self.file}, {self.place}" if self.place else self.file
-        return " ".join(f"{where}: {self.problem}. {self.mend}".split())
+        return printable(" ".join(f"{where}: {self.problem}. {self.mend}".split()))
 
 
 class BadSettings(NeumfError):

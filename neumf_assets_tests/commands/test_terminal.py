@@ -12,7 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from neumf_assets.commands.terminal import make_console
+import pytest
+from rich.console import Console
+
+from neumf_assets.commands.terminal import LiveProgress, make_console, show_results
 from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
 from neumf_assets.definitions.studies import find_or_register
@@ -124,3 +127,19 @@ def test_the_console_writes_where_standard_output_was_when_it_was_made(tmp_path:
 
 def test_a_console_without_a_descriptor_is_one_all_the_same(capsys: object) -> None:
     assert make_console().width >= 80
+
+
+def test_names_of_files_neither_act_nor_format(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "in/a\x1b]0;title\x07[bold red]b[/].csv"
+    study = find_or_register(Home.from_environment(), "example", None)
+    console = Console(file=sys.stdout, force_terminal=True, width=400)
+    show_results(
+        console, study, Home.from_environment(), {name: f"{name}: is wrong"}, {name: "[link=x]y"}, 1.0
+    )
+    with LiveProgress(console) as progress:
+        progress.say(30, name)
+        progress.begin(name, 1)
+    said = capsys.readouterr().out
+    assert "\x1b]0;" not in said and "\x07" not in said
+    assert said.count(r"in/a\x1b]0;title\x07[bold red]b[/].csv") == 5
+    assert "[link=x]y" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from neumf_assets.core.counts.stored import BLOCK_CELLS, StoredCounts
 from neumf_assets.core.errors import NeumfError
 
 _BYTES_AT_ONCE = 256 * 2**20
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d*\.?\d*$)")
+_ENDS = re.compile(r"[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 class Matrix(Protocol):
@@ -59,12 +62,12 @@ def export_csv(
     block = max(1, bytes_at_once // (4 * max(1, len(cells))))
     with _replacing(path) as temporary, _open(temporary, compressed=path.suffix == ".gz") as file:
         # unnamed corner, as R and the notebook's own input have it
-        header = pl.DataFrame(schema={"": pl.String} | dict.fromkeys(_unique(cells), pl.Float32))
+        header = pl.DataFrame(schema={"": pl.String} | dict.fromkeys(_unique(harmless(cells)), pl.Float32))
         file.write(header.write_csv().encode())
         for start in range(0, len(genes), block):
             part = np.asarray(dense[:, start : start + block], dtype=np.float32)
             table = pl.from_numpy(np.ascontiguousarray(part.T), schema=header.columns[1:])
-            names = pl.Series("", list(genes[start : start + block]))
+            names = pl.Series("", harmless(genes[start : start + block]))
             file.write(table.insert_column(0, names).write_csv(include_header=False).encode())
     return path
 
@@ -91,9 +94,10 @@ def export_mtx(counts: StoredCounts, folder: str | Path) -> Path:
         with _open(temporary / "matrix.mtx.gz", compressed=True) as file:
             _write_entries(file, counts)
         with _open(temporary / "features.tsv.gz", compressed=True) as file:
-            file.writelines(f"{gene}\t{gene}\tGene Expression\n".encode() for gene in counts.var_names)
+            names_shown = [_one_field(gene) for gene in counts.var_names]
+            file.writelines(f"{gene}\t{gene}\tGene Expression\n".encode() for gene in names_shown)
         with _open(temporary / "barcodes.tsv.gz", compressed=True) as file:
-            file.writelines(f"{cell}\n".encode() for cell in counts.obs_names)
+            file.writelines(f"{_one_field(cell)}\n".encode() for cell in counts.obs_names)
         temporary.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -112,6 +116,19 @@ def _write_entries(file: IO[bytes], counts: StoredCounts) -> None:
         part = counts.rows(start, min(start + BLOCK_CELLS, cells)).tocoo()
         entries = {"gene": part.col + 1, "cell": part.row + (start + 1), "value": part.data}
         file.write(pl.DataFrame(entries).write_csv(include_header=False, separator=" ").encode())
+
+
+def harmless(names: Sequence[str]) -> list[str]:
+    """Return names for a table that may be opened by a spreadsheet: what it would take for a formula begins with ``'``.
+
+    Numbers with a sign are no formulas.
+    """
+    return [f"'{name}" if _FORMULA.match(name) else name for name in map(str, names)]
+
+
+def _one_field(name: str) -> str:
+    """Return a name without what would end its field or line."""
+    return _ENDS.sub(" ", str(name))
 
 
 def _check_names(shape: tuple[int, ...], cells: Sequence[str], genes: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import scanpy as sc
 import zarr
 
-from neumf_assets.core.cells.files.export import export_csv, export_mtx
+from neumf_assets.core.cells.files.export import export_csv, export_mtx, harmless
 from neumf_assets.core.counts.store import save_counts
 from neumf_assets.core.counts.stored import StoredCounts
 from neumf_assets.core.errors import NeumfError
@@ -104,3 +104,21 @@ def test_mtx_replaces_an_export_but_no_other_folder(tmp_path: Path) -> None:
             export_mtx(counts, folder)
     assert (folder / "notes.txt").exists()
     assert [entry.name for entry in out.iterdir()] == ["mtx"]
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+1", "@sum", "+cmd|' /C calc'!A0", "-2+3", "\tx", "\r=1", "=HYPERLINK(1)"]
+)
+def test_names_that_a_spreadsheet_would_compute_are_marked(name: str) -> None:
+    assert harmless([name]) == [f"'{name}"]
+
+
+@pytest.mark.parametrize("name", ["g1", "-", "-1.5", "+3", "HLA-A", "a=b", "x@y", "'x", ""])
+def test_other_names_stay(name: str) -> None:
+    assert harmless([name]) == [name]
+
+
+def test_csv_holds_no_formula(tmp_path: Path) -> None:
+    path = export_csv(np.ones((2, 2), np.float32), ["=c1", "c2"], ["=g1", "@g2"], tmp_path / "m.csv")
+    for line in path.read_text().splitlines():
+        assert not [field for field in line.split(",") if field.strip('"').startswith(("=", "@", "+"))]
