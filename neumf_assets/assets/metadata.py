@@ -1,6 +1,7 @@
 """What the Dagster UI shows of an asset: pictures first, then tables and figures, technical facts last."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import dagster as dg
 
 from neumf_assets.assets.stage import Product, Stage, Step
+from neumf_assets.core.errors import printable
 from neumf_assets.core.report.wording import ARMS, METRICS, arm_title, method_title
 
 Rows = Sequence[Mapping[str, Any]]
@@ -112,7 +114,12 @@ def materialisation_metadata(declared: Stage, product: Product, step: Step) -> d
 
 def notes_metadata(said: Sequence[str]) -> dict[str, Any]:
     """What a stage said while it worked, as that it went another way for want of memory."""
-    return {"notes": dg.MetadataValue.md("\n".join(f"- {text}" for text in said))} if said else {}
+    return {"notes": dg.MetadataValue.md("\n".join(f"- {as_text(text)}" for text in said))} if said else {}
+
+
+def as_text(text: str) -> str:
+    """Return a text, in which names from files may stand, as Markdown shows it: no link, picture or HTML of theirs."""
+    return re.sub(r"([\\`\[\]<>&|])", r"\\\1", " ".join(printable(text).split()))
 
 
 def cost_metadata(figures: Mapping[str, Any], size_bytes: int, location: str) -> dict[str, Any]:
