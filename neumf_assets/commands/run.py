@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,7 +32,9 @@ from neumf_assets.home import Home
 from neumf_assets.intake.in_use import digests_in_use, missing
 from neumf_assets.intake.left_out import left_out
 from neumf_assets.intake.quarantine import Quarantine, listed_refusals
+from neumf_assets.running.file_lock import FileLock
 from neumf_assets.running.orphans import alive, fail_dead_runs
+from neumf_assets.running.pools import said_while_waiting
 from neumf_assets.running.progress_log import heard, watched_by
 from neumf_assets.study.names import job_name, partitions_name
 from neumf_assets.study.settings import StudySettings
@@ -59,6 +63,27 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
     if inbox is not None and Path(inbox).is_dir() and find_sheet(inbox, None) is None:
         _check_not_empty(list_datasets(inbox), inbox)  # before there is a study of it
     study = find_or_register(home, name, inbox)
+    lock = FileLock(home.locks / f"run-{study.name}.lock")
+    if not lock.acquire(study=study.name):
+        console.print(shown(_under_way(study, lock)), highlight=False)
+        return 1
+    try:
+        return _bring_up_to_date(study, home, console)
+    finally:
+        lock.release()
+
+
+def _under_way(study: StudySettings, lock: FileLock) -> str:
+    """That another command works on the study, and since when."""
+    holder = lock.holder()
+    since = datetime.fromtimestamp(float(holder.get("since", time.time())))
+    return (
+        f"Study {study.name} is being brought up to date already, by process {holder.get('pid', '?')} on "
+        f"{holder.get('host', '?')} since {since:%Y-%m-%d %H:%M}. Nothing was started; run it again after that."
+    )
+
+
+def _bring_up_to_date(study: StudySettings, home: Home, console: Console) -> int:
     start = time.perf_counter()
     console.print(f"Study [bold]{study.name}[/bold], inbox {shown(inbox_of(study))}", highlight=False)
     with (
@@ -146,7 +171,11 @@ class _StudyRun:
         name = job_name(self.study.name, job)
         definition = self.definitions.resolve_job_def(name)
         run_id = str(uuid4())
-        with alive(self.home, run_id), runs_of_the_code_location(self.instance, name):
+        with (
+            alive(self.home, run_id),
+            runs_of_the_code_location(self.instance, name),
+            said_while_waiting(self.instance, run_id, partial(self.progress.say, logging.INFO)),
+        ):
             result = definition.execute_in_process(
                 instance=self.instance,
                 partition_key=dataset,

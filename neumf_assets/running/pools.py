@@ -7,9 +7,15 @@ failed. PostgreSQL refuses that. Two runs that begin at the same time on a new d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import dagster as dg
+
+_LOOK_SECONDS = 2.0
+_SAY_EVERY_SECONDS = 60.0
 
 
 def settle_pools(instance: dg.DagsterInstance, pools: Iterable[str]) -> None:
@@ -33,6 +39,61 @@ def settle_pools(instance: dg.DagsterInstance, pools: Iterable[str]) -> None:
         except Exception:
             if not _is_settled(instance, pool, limit):  # another run has been faster
                 raise
+
+
+@contextlib.contextmanager
+def said_while_waiting(
+    instance: dg.DagsterInstance, run_id: str, say: Callable[[str], None]
+) -> Iterator[None]:
+    """While a run is executed in the body, say when a step of it waits for a place, and for whom; once a minute."""
+    over = threading.Event()
+
+    def watch() -> None:
+        said: tuple[str, float] = ("", 0.0)
+        while not over.wait(_LOOK_SECONDS):
+            with contextlib.suppress(
+                Exception
+            ):  # a busy database: the run itself would say what is wrong with it
+                now = waits_for(instance, run_id) or ""
+                if now and (now != said[0] or time.monotonic() - said[1] >= _SAY_EVERY_SECONDS):
+                    said = (now, time.monotonic())
+                    say(now)
+
+    watcher = threading.Thread(target=watch, daemon=True, name="waits")
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join(_LOOK_SECONDS * 5)
+
+
+def waits_for(instance: dg.DagsterInstance, run_id: str) -> str | None:
+    """What a run waits for: a step that has asked for a place in a pool, and who has the places; ``None``: nothing."""
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return None
+    for limit in storage.get_pool_limits():
+        found = storage.get_concurrency_info(limit.name)
+        asking = [
+            step for step in found.pending_steps if step.run_id == run_id and step.assigned_timestamp is None
+        ]
+        if asking:
+            holders = [_described(instance, slot.run_id, slot.step_key) for slot in found.claimed_slots]
+            told = "; ".join(holders) or "another step that was here before"
+            asset = _asset_of(asking[0].step_key)
+            return f"{asset} waits for its turn: {told} (pool {limit.name}, {limit.limit} at a time)"
+    return None
+
+
+def _described(instance: dg.DagsterInstance, run_id: str, step: str) -> str:
+    run = instance.get_run_by_id(run_id)
+    job = f" of {run.job_name}" if run is not None else ""
+    return f"{_asset_of(step)} is made by run {run_id[:8]}{job}"
+
+
+def _asset_of(step: str) -> str:
+    return step.replace("__", "/")
 
 
 def _is_settled(instance: dg.DagsterInstance, pool: str, limit: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -27,6 +28,7 @@ from neumf_assets.core.counts.store import load_counts
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.definitions.studies import find_or_register, read_study
 from neumf_assets.home import Home
+from neumf_assets.running.file_lock import FileLock
 from neumf_assets.study.settings import ARMS
 from neumf_assets_tests.conftest import use_home
 
@@ -462,3 +464,18 @@ def test_a_renamed_file_is_not_counted_twice_and_a_kept_one_stays(
     (tmp_path / "inbox" / "ctrl.labels.csv").unlink()
     assert run_study("tiny", None, console) == 0
     assert "Nothing to do" in console.export_text()
+
+
+def test_a_study_is_brought_up_to_date_by_one_command_at_a_time(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = FileLock(Home.from_environment().locks / "run-example.lock")
+    assert lock.acquire(study="example")
+    try:
+        assert run_study("example", None) == 1
+    finally:
+        lock.release()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Study example is being brought up to date already, by process {os.getpid()}" in said
+    with dg.DagsterInstance.from_config(str(Home.from_environment().dagster)) as instance:
+        assert instance.get_runs() == []

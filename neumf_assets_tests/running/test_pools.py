@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import dagster as dg
 import pytest
 from dagster._core.execution.api import create_execution_plan
 
+from neumf_assets.running import pools as module
 from neumf_assets.running.executors import AliveExecutor
-from neumf_assets.running.pools import settle_pools
+from neumf_assets.running.pools import said_while_waiting, settle_pools, waits_for
 from neumf_assets_tests.e2e.servers import Postgres, postgres
 
 
@@ -122,3 +124,41 @@ def test_a_run_settles_the_pools_of_its_steps_before_they_ask(tmp_path: Path, ho
         run = SimpleNamespace(instance=found, run_id="run")
         plan = create_execution_plan(both)
         assert list(AliveExecutor(Asking()).execute(run, plan)) == [{"device"}]  # type: ignore[arg-type]
+
+
+def test_a_run_that_waits_says_for_whom(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.1)
+
+    @dg.op(pool="turns")
+    def tiny__neumf_model() -> None: ...
+
+    @dg.job
+    def tiny_train() -> None:
+        tiny__neumf_model()
+
+    @dg.job
+    def other_train() -> None:
+        tiny__neumf_model()
+
+    said: list[str] = []
+    mine = str(uuid4())
+    with instance(tmp_path / "a", storage, 1) as found:
+        settle_pools(found, ["turns"])
+        holder = found.create_run_for_job(other_train)
+        found.event_log_storage.claim_concurrency_slot("turns", holder.run_id, "other__neumf_model")
+        assert waits_for(found, mine) is None
+
+        def hear(text: str) -> None:
+            said.append(text)
+            found.event_log_storage.free_concurrency_slots_for_run(holder.run_id)
+
+        with said_while_waiting(found, mine, hear):
+            result = tiny_train.execute_in_process(instance=found, run_id=mine)
+        assert result.success
+        assert waits_for(found, mine) is None
+    assert said == [
+        "tiny/neumf_model waits for its turn: other/neumf_model is made by run "
+        f"{holder.run_id[:8]} of other_train (pool turns, 1 at a time)"
+    ]
