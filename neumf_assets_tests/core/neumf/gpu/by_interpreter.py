@@ -185,7 +185,7 @@ def check(problem: Problem, kind: str = "gmf") -> None:
         assert float((change * clear).max()) <= 2e-3 * float(problem.rate[name].max()), name
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     cells=st.integers(1, 80),
     genes=st.integers(1, 140),
@@ -351,8 +351,8 @@ def trained(**changes: Any) -> NeuMFModel:
             "pretrain": "gmf",
             "tower": (8, 6),
             "mlp_size": 4,
-            "pretrain_epochs": 2,
-            "fusion_epochs": 2,
+            "pretrain_epochs": 1,
+            "fusion_epochs": 1,
         },
     ],
 )
