@@ -141,7 +141,7 @@ def finish(wanted: Mapping[str, Any]) -> dict[str, Any]:
     from neumf_assets.intake.quarantine import Quarantine, Refusal
     from neumf_assets.study.sources import dataset_digest, find_sources
 
-    study = all_studies(Home.from_environment())[wanted["study"]]
+    study = all_studies(Home.from_environment()).named(wanted["study"])
     os.fsync = lambda descriptor: None  # type: ignore[assignment]  # what is made here need not last
     store, quarantine = Home.from_environment().store(), Quarantine(study)
     declared = [item for item in stages(study) if item.per_dataset]
@@ -176,7 +176,7 @@ def partitions(wanted: Mapping[str, Any]) -> dict[str, Any]:
     from neumf_assets.home import Home
     from neumf_assets.study.names import partitions_name
 
-    study = all_studies(Home.from_environment())[wanted["study"]]
+    study = all_studies(Home.from_environment()).named(wanted["study"])
     definitions, declared = study_definitions(study), stages(study)
     names = [f"d{number:04d}" for number in range(int(wanted["partitions"]))]
     with dg.DagsterInstance.get() as instance:

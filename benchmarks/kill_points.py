@@ -216,7 +216,7 @@ class Campaign:
     def _study(self) -> Any:
         from neumf_assets.definitions.studies import all_studies
 
-        return all_studies(self.home)["tiny"]
+        return all_studies(self.home).named("tiny")
 
     def _write_inbox(self) -> None:
         from neumf_assets.core.counts.simulate.inbox import write_inbox
