@@ -11,7 +11,7 @@ from torch import Tensor
 from neumf_assets.core.neumf.fused.gmf import EpochCounts, EpochSteps, MovedTable
 from neumf_assets.core.neumf.fused.tower import MAX_LOG_MEAN, SparseTargets
 from neumf_assets.core.neumf.gpu.on_card import passes, why_not
-from neumf_assets.core.neumf.gpu.steps import StepsOnCard
+from neumf_assets.core.neumf.gpu.steps import StepsOnCard, Trained
 
 PRODUCTS = {"auto": "tf32", "float32": "tf32x3", "bfloat16": "bf16"}
 """How factors of matrix products are rounded: tf32 keeps 11 bits, bf16 8; tf32x3, three products, next to all 24."""
@@ -34,27 +34,17 @@ class GmfOnCard(StepsOnCard):
     """Steps of a GMF alone: four kernels each.
 
     The same as :func:`neumf_assets.core.neumf.fused.gmf.gmf_epoch` up to the order of sums and the rounding of
-    products; it repeats bit for bit on the same kind of card. Parameters are those of :class:`StepsOnCard`, and
-    ``precision``, ``auto``, ``float32`` or ``bfloat16``, of the factors of matrix products; sums are float32.
+    products; it repeats bit for bit on the same kind of card.
     """
 
-    def __init__(
-        self,
-        tables: dict[str, MovedTable],
-        counts: EpochCounts,
-        expected_bias: Tensor,
-        bias_prior: float,
-        constants: tuple[float, float, float],
-        objective: str = "poisson",
-        precision: str = "auto",
-    ) -> None:
-        super().__init__(tables, counts, expected_bias, bias_prior, constants, objective)
-        self.size = tables["genes"].value.shape[1]
+    def __init__(self, given: Trained) -> None:
+        super().__init__(given)
+        self.size = given.tables["genes"].value.shape[1]
         if self.size > MOST_SIZE:
             raise ValueError(f"embeddings of {self.size} numbers; the kernel takes at most {MOST_SIZE}")
         self.padded = max(16, 1 << (self.size - 1).bit_length())
-        self.product = PRODUCTS[precision]
-        self.shifted = tables["shifts"].value.shape[1] > 1
+        self.product = PRODUCTS[given.precision]
+        self.shifted = given.tables["shifts"].value.shape[1] > 1
 
     def make_room(self) -> Tensor:
         """Have memory for the parts of gradients that tiles find."""
@@ -165,7 +155,7 @@ def _deviation(device: torch.device) -> float:
         on_card(length.cumsum(0) - length), on_card(length), on_card(gene.int()), on_card(y[row, gene])
     )
     counts = EpochCounts(on_card(log_size), targets, None, None)
-    trainer = GmfOnCard(tables, counts, on_card(torch.zeros(n_genes)), 0.0, (0.9, 0.999, 1e-8))
+    trainer = GmfOnCard(Trained(tables, counts, on_card(torch.zeros(n_genes)), 0.0, (0.9, 0.999, 1e-8)))
     one = torch.ones(1)
     loss = trainer.epoch(
         EpochSteps(

@@ -67,6 +67,42 @@ def moved(value, gradient, first_at, second_at, keep, scale, beta1, beta2, epsil
 
 
 @triton.jit
+def move_part(
+    table,
+    first,
+    second,
+    rates,
+    decays,
+    at,
+    k,
+    has_k,
+    inside,
+    value,
+    gradient,
+    share,
+    scale,
+    beta1,
+    beta2,
+    epsilon,
+):
+    """Move rows of a table, ``value`` at ``at`` [rows, columns ``k``], against a gradient and the pull of the prior."""
+    rate = tl.load(rates + k, mask=has_k, other=0.0)
+    decay = tl.load(decays + k, mask=has_k, other=0.0) * share
+    pulled = gradient + decay[None, :] * value
+    scales = scale[:, None] * rate[None, :]
+    value = moved(value, pulled, first + at, second + at, inside, scales, beta1, beta2, epsilon)
+    tl.store(table + at, value, mask=inside)
+
+
+@triton.jit
+def step_of(at_step, n_steps):
+    """Return the number of the step, and whether it is one: 0 where none is left."""
+    step = tl.load(at_step)
+    live = step < tl.load(n_steps)
+    return tl.where(live, step, 0), live
+
+
+@triton.jit
 def gmf_tile(
     cells,
     genes,
@@ -98,9 +134,7 @@ def gmf_tile(
 ):
     """One tile of a step of matrix factorisation: what it adds to the loss and to all gradients."""
     row_tile, gene_tile = tl.program_id(0), tl.program_id(1)
-    step = tl.load(at_step)
-    live = step < tl.load(n_steps)
-    step = tl.where(live, step, 0)
+    step, live = step_of(at_step, n_steps)
     start = tl.load(begin + step)
     taken = tl.where(live, tl.load(begin + step + 1) - start, 0)
     row = row_tile * TILE_CELLS + tl.arange(0, TILE_CELLS)
@@ -180,9 +214,7 @@ def move_genes(
     TILE: tl.constexpr,
 ):
     """Add up the genes' gradients of a step; move the genes, and their embeddings and biases of the dataset."""
-    step = tl.load(at_step)
-    live = step < tl.load(n_steps)
-    step = tl.where(live, step, 0)
+    step, live = step_of(at_step, n_steps)
     gene = tl.program_id(0) * TILE + tl.arange(0, TILE)
     k = tl.arange(0, PADDED)
     has_gene = gene < tl.where(live, n_genes, 0)
@@ -199,22 +231,26 @@ def move_genes(
         tl.store(genes_steps + gene, steps, mask=has_gene)
         scale = peak * corrected_rate(steps, beta1, beta2, log_beta1, log_beta2)
         at = gene[:, None] * size + k[None, :]
-        rate = tl.load(genes_rate + k, mask=k < size, other=0.0)
-        decay = tl.load(genes_decay + k, mask=k < size, other=0.0) * tl.load(share + step)
         value = tl.load(genes + at, mask=inside, other=0.0)
-        pulled = gradient + decay[None, :] * value
-        value = moved(
-            value,
-            pulled,
-            genes_first + at,
-            genes_second + at,
+        own = tl.load(share + step)
+        move_part(
+            genes,
+            genes_first,
+            genes_second,
+            genes_rate,
+            genes_decay,
+            at,
+            k,
+            k < size,
             inside,
-            scale[:, None] * rate[None, :],
+            value,
+            gradient,
+            own,
+            scale,
             beta1,
             beta2,
             epsilon,
         )
-        tl.store(genes + at, value, mask=inside)
     if SHIFTS_MOVE:
         own = tl.load(dataset_share + step)
         row = tl.load(dataset + step) * n_genes + gene
@@ -225,22 +261,25 @@ def move_genes(
         column = 0
         if SHIFTED:
             at = row[:, None] * (size + 1) + k[None, :]
-            rate = tl.load(shifts_rate + k, mask=k < size, other=0.0)
-            decay = tl.load(shifts_decay + k, mask=k < size, other=0.0) * own
             value = tl.load(shifts + at, mask=inside, other=0.0)
-            pulled = gradient + decay[None, :] * value
-            value = moved(
-                value,
-                pulled,
-                shifts_first + at,
-                shifts_second + at,
+            move_part(
+                shifts,
+                shifts_first,
+                shifts_second,
+                shifts_rate,
+                shifts_decay,
+                at,
+                k,
+                k < size,
                 inside,
-                scale[:, None] * rate[None, :],
+                value,
+                gradient,
+                own,
+                scale,
                 beta1,
                 beta2,
                 epsilon,
             )
-            tl.store(shifts + at, value, mask=inside)
             last = row * (size + 1) + size
             column = size
         bias = tl.load(shifts + last, mask=has_gene, other=0.0)
@@ -283,9 +322,7 @@ def move_cells(
     TILE: tl.constexpr,
 ):
     """Add up the gradients of a step's cells; move them, and tell what they say of the output's weights."""
-    step = tl.load(at_step)
-    live = step < tl.load(n_steps)
-    step = tl.where(live, step, 0)
+    step, live = step_of(at_step, n_steps)
     start = tl.load(begin + step)
     taken = tl.where(live, tl.load(begin + step + 1) - start, 0)
     row = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -308,21 +345,25 @@ def move_cells(
         peak = tl.load(rate_share + step)
         scale = peak * corrected_rate(steps, beta1, beta2, log_beta1, log_beta2)
         weight = tl.load(out + k, mask=k < size, other=0.0)
-        rate = tl.load(cells_rate + k, mask=k < size, other=0.0)
-        decay = tl.load(cells_decay + k, mask=k < size, other=0.0)
-        pulled = gradient * weight[None, :] + decay[None, :] * value
-        value = moved(
-            value,
-            pulled,
-            cells_first + at,
-            cells_second + at,
+        by_cell = gradient * weight[None, :]
+        move_part(
+            cells,
+            cells_first,
+            cells_second,
+            cells_rate,
+            cells_decay,
+            at,
+            k,
+            k < size,
             inside,
-            scale[:, None] * rate[None, :],
+            value,
+            by_cell,
+            1.0,
+            scale,
             beta1,
             beta2,
             epsilon,
         )
-        tl.store(cells + at, value, mask=inside)
         last = cell * (size + 1) + size
         offset = tl.load(cells + last, mask=has_row, other=0.0)
         by_offset += tl.load(cells_decay + size) * offset
@@ -499,9 +540,7 @@ ALL, OF_STEP, OF_DATASET = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 @triton.jit
 def rows_of(position, n_rows, order, begin, dataset, at_step, n_steps, ROWS: tl.constexpr):
     """Return which rows of a table a step moves, which of them there are, and the number of the step."""
-    step = tl.load(at_step)
-    live = step < tl.load(n_steps)
-    step = tl.where(live, step, 0)
+    step, live = step_of(at_step, n_steps)
     if ROWS == OF_STEP:
         start = tl.load(begin + step)
         there = position < tl.where(live, tl.load(begin + step + 1) - start, 0)
@@ -552,16 +591,27 @@ def move_rows(
         share = tl.load(shares + step)
     taken = tl.load(steps + row, mask=there, other=0.0) + 1.0
     scale = tl.load(rate_share + step) * corrected_rate(taken, beta1, beta2, log_beta1, log_beta2)
-    rate = tl.load(rates + column, mask=has_column, other=0.0)
-    decay = tl.load(decays + column, mask=has_column, other=0.0) * share
     at = row[:, None] * columns + column[None, :]
     value = tl.load(table + at, mask=inside, other=0.0)
-    pulled = tl.load(gradient + position[:, None] * columns + column[None, :], mask=inside, other=0.0)
-    pulled += decay[None, :] * value
-    value = moved(
-        value, pulled, first + at, second + at, inside, scale[:, None] * rate[None, :], beta1, beta2, epsilon
+    found = tl.load(gradient + position[:, None] * columns + column[None, :], mask=inside, other=0.0)
+    move_part(
+        table,
+        first,
+        second,
+        rates,
+        decays,
+        at,
+        column,
+        has_column,
+        inside,
+        value,
+        found,
+        share,
+        scale,
+        beta1,
+        beta2,
+        epsilon,
     )
-    tl.store(table + at, value, mask=inside)
 
 
 @triton.jit

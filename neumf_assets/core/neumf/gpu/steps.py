@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,16 +16,13 @@ OBJECTIVES: dict[str, int] = {"poisson": 1, "mse": 3, "bce": 4}
 STEPS_IN_GRAPH = 16
 
 
-class StepsOnCard(ABC):
-    """Makes training steps with tables, counts and the order of the steps in the card's memory.
-
-    Which cells a step has is read on the card, so that one graph of steps serves a whole training. Steps beyond the
-    last do nothing: a graph of sixteen makes any number.
+class Trained(NamedTuple):
+    """What is trained on the card, and how.
 
     Parameters
     ----------
     tables
-        As for :func:`neumf_assets.core.neumf.fused.gmf.gmf_epoch`; their memory is changed by :meth:`epoch`.
+        As for :func:`neumf_assets.core.neumf.fused.gmf.gmf_epoch`; their memory is changed.
     counts
         What is trained on, with what is held out.
     expected_bias, bias_prior
@@ -33,18 +31,30 @@ class StepsOnCard(ABC):
         Adam's two decays and epsilon.
     objective
         ``poisson`` with the exponential link, ``mse`` with the identity, or ``bce``.
+    precision
+        ``auto``, ``float32`` or ``bfloat16``: of the factors of matrix products; sums are float32.
     """
 
-    def __init__(
-        self,
-        tables: dict[str, MovedTable],
-        counts: EpochCounts,
-        expected_bias: Tensor,
-        bias_prior: float,
-        constants: tuple[float, float, float],
-        objective: str,
-    ) -> None:
-        self.tables, self.expected_bias, self.bias_prior = tables, expected_bias.contiguous(), bias_prior
+    tables: dict[str, MovedTable]
+    counts: EpochCounts
+    expected_bias: Tensor
+    bias_prior: float
+    constants: tuple[float, float, float]
+    objective: str = "poisson"
+    precision: str = "auto"
+
+
+class StepsOnCard(ABC):
+    """Makes training steps with tables, counts and the order of the steps in the card's memory.
+
+    Which cells a step has is read on the card, so that one graph of steps serves a whole training. Steps beyond the
+    last do nothing: a graph of sixteen makes any number.
+    """
+
+    def __init__(self, given: Trained) -> None:
+        tables, counts = given.tables, given.counts
+        self.tables, self.bias_prior = tables, given.bias_prior
+        self.expected_bias = given.expected_bias.contiguous()
         targets = counts.targets
         self.value = targets.value
         self.device = self.value.device
@@ -52,9 +62,9 @@ class StepsOnCard(ABC):
         self.log_size = counts.log_size.contiguous()
         entries = (targets.start, targets.length, targets.gene, targets.value)
         self.counts = make_dense(*entries, self.n_genes, counts.held_out, counts.held_out_row)
-        beta1, beta2, epsilon = constants
+        beta1, beta2, epsilon = given.constants
         self.adam = (beta1, beta2, epsilon, math.log(beta1), math.log(beta2))
-        self.objective = OBJECTIVES[objective]
+        self.objective = OBJECTIVES[given.objective]
         self.at_step = torch.zeros((), dtype=torch.int64, device=self.device)
         self.n_steps = torch.zeros((), dtype=torch.int64, device=self.device)
         self.most, self.capacity = 0, (0, 0)  # cells of a step; steps, and cells of all steps

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from neumf_assets.core.neumf.fused.gmf import EpochCounts, MovedTable
 from neumf_assets.core.neumf.fused.tower import MAX_LOG_MEAN
 from neumf_assets.core.neumf.gpu.on_card import DenseCounts, interpreted
-from neumf_assets.core.neumf.gpu.steps import StepsOnCard
+from neumf_assets.core.neumf.gpu.steps import StepsOnCard, Trained
 from neumf_assets.core.neumf.network import Block, Layout
 
 DEPTH = 4
@@ -41,30 +40,15 @@ class _Entries(NamedTuple):
 
 
 class TowerOnCard(StepsOnCard):
-    """Steps of a model with a tower; parameters are those of :class:`StepsOnCard`, and:
+    """Steps of a model with a tower; ``layout`` says where the parameters lie in the tables.
 
-    Parameters
-    ----------
-    layout
-        Where the parameters lie in the tables.
-    precision
-        ``auto`` and ``bfloat16`` round the factors of matrix products to bfloat16, ``float32`` does not.
+    The precisions ``auto`` and ``bfloat16`` round the factors of matrix products to bfloat16, ``float32`` does not.
     """
 
-    def __init__(
-        self,
-        tables: dict[str, MovedTable],
-        counts: EpochCounts,
-        expected_bias: Tensor,
-        bias_prior: float,
-        constants: tuple[float, float, float],
-        objective: str,
-        precision: str,
-        layout: Layout,
-    ) -> None:
-        super().__init__(tables, counts, expected_bias, bias_prior, constants, objective)
+    def __init__(self, given: Trained, layout: Layout) -> None:
+        super().__init__(given)
         self.layout = layout
-        self.precision = "tf32x3" if interpreted() or precision == "float32" else "bf16"
+        self.precision = "tf32x3" if interpreted() or given.precision == "float32" else "bf16"
 
     def make_room(self) -> Tensor:
         """Have memory for the positions of a step's cells."""

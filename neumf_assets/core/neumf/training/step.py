@@ -17,7 +17,7 @@ from neumf_assets.core.neumf.fused.tower import SparseTargets, fused_block_loss
 from neumf_assets.core.neumf.gpu.gmf import MOST_SIZE, GmfOnCard
 from neumf_assets.core.neumf.gpu.gmf import available as card_kernels
 from neumf_assets.core.neumf.gpu.on_card import dense_bytes, interpreted, room_for, say_once
-from neumf_assets.core.neumf.gpu.steps import StepsOnCard
+from neumf_assets.core.neumf.gpu.steps import StepsOnCard, Trained
 from neumf_assets.core.neumf.gpu.tower import TowerOnCard, fits
 from neumf_assets.core.neumf.network import Block, Tables, Tower, block_scores, pair_scores
 from neumf_assets.core.neumf.objectives import entry_loss, ranking_loss, sparse_poisson_loss
@@ -104,8 +104,9 @@ class Stepper:
         self, steps: Sequence[Step], shares: Sequence[float], generator: torch.Generator
     ) -> tuple[Tensor | float, int]:
         """Make steps one after the other, each with its share of the step size; return loss and pairs of all."""
-        if steps and (self.at_once or (self.by_card and self._has_room())):
-            return self._run_at_once([self.here(step) for step in steps], shares)
+        trainer = self._trainer_on_card() if steps else None
+        if steps and (self.at_once or trainer is not None):
+            return self._run_at_once([self.here(step) for step in steps], shares, trainer)
         total, pairs = torch.zeros((), dtype=torch.float64, device=self.data.device), 0
         for step, share in zip(steps, shares, strict=True):
             loss, size = self(self.here(step), share, generator)
@@ -114,8 +115,10 @@ class Stepper:
         return total, pairs
 
     @torch.no_grad()
-    def _run_at_once(self, steps: Sequence[Step], shares: Sequence[float]) -> tuple[float, int]:
-        """Make all steps in one call of the kernel."""
+    def _run_at_once(
+        self, steps: Sequence[Step], shares: Sequence[float], trainer: StepsOnCard | None
+    ) -> tuple[float, int]:
+        """Make all steps in one call, of the CPU's kernel or of what makes them on the card."""
         data = self.data
         sizes = np.array([step.cells.size for step in steps])
         datasets = np.array([step.dataset for step in steps])
@@ -128,13 +131,10 @@ class Stepper:
             torch.as_tensor(sizes / self.members[datasets], dtype=torch.float32),
         )
         pairs = int(sizes.sum()) * data.counts.n_genes
-        if self.by_card:
-            return self._trainer_on_card().epoch(order), pairs
+        if trainer is not None:
+            return trainer.epoch(order), pairs
         prior = (self.expected_bias, self.settings.bias_prior)
-        return gmf_epoch(*self._tables_and_counts(), order, *prior, self._adam(), self.tower.threads), pairs
-
-    def _adam(self) -> tuple[float, float, float]:
-        return self.adam.beta1, self.adam.beta2, self.adam.epsilon
+        return gmf_epoch(*self._tables_and_counts(), order, *prior, self.adam, self.tower.threads), pairs
 
     def _tables_and_counts(self) -> tuple[dict[str, MovedTable], EpochCounts]:
         """Return what a kernel that makes many steps works on."""
@@ -150,18 +150,36 @@ class Stepper:
         held_out = (data.held_out.genes, data.held_out.row) if data.held_out else (None, None)
         return tables, EpochCounts(data.log_size, targets, *held_out)
 
-    def _trainer_on_card(self) -> StepsOnCard:
-        """Return what makes steps on the card, a new one where other cells are at hand than before."""
+    def _trainer_on_card(self) -> StepsOnCard | None:
+        """Return what makes steps on the card, a new one where other cells are at hand than before.
+
+        ``None``, which is said, where their counts do not fit there.
+        """
+        if not self.by_card:
+            return None
         tables, counts = self._tables_and_counts()
         trainer = self._on_card
-        if trainer is None or not trainer.is_of(tables, counts):
-            self._on_card = None  # its counts go before others come
-            settings, layout = self.settings, self.state.layout
-            given = (tables, counts, self.expected_bias, settings.bias_prior, self._adam())
-            kind = (settings.objective, settings.precision)
-            trainer = TowerOnCard(*given, *kind, layout) if layout.mlp else GmfOnCard(*given, *kind)
-            self._on_card = trainer
-        return trainer
+        if trainer is not None and trainer.is_of(tables, counts):
+            return trainer
+        self._on_card = None  # its counts go before others come
+        every, settings, layout = self.data.counts, self.settings, self.state.layout
+        self.by_card = room_for(dense_bytes(every.values, every.n_cells, every.n_genes), self.data.device)
+        if not self.by_card:
+            say_once(
+                "Training goes the plain way: dense counts would not fit on the card; fewer window_cells would."
+            )
+            return None
+        given = Trained(
+            tables,
+            counts,
+            self.expected_bias,
+            settings.bias_prior,
+            self.adam,
+            settings.objective,
+            settings.precision,
+        )
+        self._on_card = TowerOnCard(given, layout) if layout.mlp else GmfOnCard(given)
+        return self._on_card
 
     def __call__(self, step: Step, share: float, generator: torch.Generator) -> tuple[Tensor, int]:
         """Make one step, its cells given by their places.
@@ -268,19 +286,6 @@ class Stepper:
                 say_once(f"Training on {device} goes the plain way: {why}.")
                 return False
         return True
-
-    def _has_room(self) -> bool:
-        """Tell whether dense counts fit on the card; say so where they do not."""
-        counts = self.data.counts
-        trainer = self._on_card
-        if trainer is not None and trainer.is_of(*self._tables_and_counts()):
-            return True
-        self.by_card = room_for(dense_bytes(counts.values, counts.n_cells, counts.n_genes), self.data.device)
-        if not self.by_card:
-            say_once(
-                "Training goes the plain way: dense counts would not fit on the card; fewer window_cells would."
-            )
-        return self.by_card
 
     @torch.no_grad()
     def _by_kernel(self, block: Block, cells: Tensor) -> tuple[Tensor, Tables]:

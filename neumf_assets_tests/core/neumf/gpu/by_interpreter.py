@@ -21,7 +21,7 @@ from neumf_assets.core.neumf.fused.tower import MAX_LOG_MEAN, SparseTargets
 from neumf_assets.core.neumf.gpu import gmf, on_card
 from neumf_assets.core.neumf.gpu.gmf import GmfOnCard
 from neumf_assets.core.neumf.gpu.on_card import make_dense, type_of
-from neumf_assets.core.neumf.gpu.steps import StepsOnCard
+from neumf_assets.core.neumf.gpu.steps import StepsOnCard, Trained
 from neumf_assets.core.neumf.gpu.tower import TowerOnCard, fits
 from neumf_assets.core.neumf.model import NeuMFModel
 from neumf_assets.core.neumf.network import Layout
@@ -89,8 +89,8 @@ class Problem:
         known = EpochCounts(
             self.log_size, SparseTargets(*(torch.as_tensor(one) for one in entries)), self.held, rows
         )
-        given = (tables, known, self.expected_bias, 0.7, ADAM, self.objective)
-        return GmfOnCard(*given, "float32") if kind == "gmf" else TowerOnCard(*given, "float32", self.layout)
+        given = Trained(tables, known, self.expected_bias, 0.7, ADAM, self.objective, "float32")
+        return GmfOnCard(given) if kind == "gmf" else TowerOnCard(given, self.layout)
 
     def steps(self) -> EpochSteps:
         return EpochSteps(
