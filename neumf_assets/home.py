@@ -118,6 +118,11 @@ class Home:
                 write_atomically(path, text.encode())
         self._name_the_launcher_where_it_is()
 
+    def announce(self) -> None:
+        """Have Dagster, and all processes that are started from this one, use this home."""
+        os.environ["NEUMF_HOME"] = str(self.root)
+        os.environ["DAGSTER_HOME"] = str(self.dagster)
+
     def _name_the_launcher_where_it_is(self) -> None:
         """Mend the settings of a home that version 0.1 made: the launcher's module has moved."""
         settings = self.dagster / "dagster.yaml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +28,7 @@ def backfill(name: str, datasets: Sequence[str] | None, job: str) -> int:
     """Launch a backfill and say where to follow it; returns the exit status."""
     home = Home.from_environment()
     home.prepare()
-    os.environ["NEUMF_HOME"] = str(home.root)
-    os.environ["DAGSTER_HOME"] = str(home.dagster)
+    home.announce()
     study = all_studies(home).named(name)
     with dg.DagsterInstance.get() as instance:
         chosen = choose_datasets(study, instance, datasets)

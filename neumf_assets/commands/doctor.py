@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from neumf_assets.commands.ui import HOST, why_not_free
 from neumf_assets.core.cgroup import memory_limit, usable_cpus
 from neumf_assets.core.errors import NeumfError, printable
 from neumf_assets.core.memory import budget
@@ -291,16 +291,8 @@ def check_storage() -> Iterator[Finding]:
 
 def check_port(port: int) -> Iterator[Finding]:
     """The web interface's port is free, or Dagster is what answers there."""
-    address = f"127.0.0.1:{port}"
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            taken = True
-        else:
-            taken = False
-    if not taken:
+    address = f"{HOST}:{port}"
+    if why_not_free(port) is None:
         yield Finding("ok", "port", f"{address} is free")
     elif _is_dagster(address):
         yield Finding("ok", "port", f"a Dagster web interface answers at http://{address}")

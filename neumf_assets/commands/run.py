@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,8 +57,7 @@ def run_study(name: str | None, inbox: str | None, console: Console | None = Non
     console = console or make_console()
     home = Home.from_environment()
     home.prepare()
-    os.environ["NEUMF_HOME"] = str(home.root)
-    os.environ["DAGSTER_HOME"] = str(home.dagster)
+    home.announce()
     if inbox is not None and Path(inbox).is_dir() and find_sheet(inbox, None) is None:
         _check_not_empty(list_datasets(inbox), inbox)  # before there is a study of it
     study = find_or_register(home, name, inbox)

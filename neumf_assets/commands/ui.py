@@ -36,8 +36,7 @@ def serve(port: int) -> int:
         return 0
     try:
         _check_free(port)
-        os.environ["DAGSTER_HOME"] = str(home.dagster)
-        os.environ["NEUMF_HOME"] = str(home.root)
+        home.announce()
         # of Dagster's dependencies to their developers; what ours are told stands in the tests
         os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning")
         print(f"Starting Dagster; everything lies below {home.root}", flush=True)
@@ -48,19 +47,23 @@ def serve(port: int) -> int:
     return 0
 
 
-def _check_free(port: int) -> None:
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def why_not_free(port: int) -> OSError | None:
+    """Return why nothing can be served at a port of this machine, ``None`` where it is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((HOST, port))
+            probe.bind((HOST, port))
         except OSError as error:
-            if isinstance(error, PermissionError):
-                raise BadSettings(
-                    f"Port {port} is not yours to use. Choose one above 1023 with --port."
-                ) from None
-            raise BadSettings(
-                f"Port {port} of {HOST} is taken by another program. Choose another with --port."
-            ) from None
+            return error
+    return None
+
+
+def _check_free(port: int) -> None:
+    error = why_not_free(port)
+    if isinstance(error, PermissionError):
+        raise BadSettings(f"Port {port} is not yours to use. Choose one above 1023 with --port.")
+    if error is not None:
+        raise BadSettings(f"Port {port} of {HOST} is taken by another program. Choose another with --port.")
 
 
 def _say_when_ready(port: int) -> None:
