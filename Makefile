@@ -15,8 +15,9 @@ NEUMF_TORCH ?= $(shell grep -E '^torch==' requirements.lock)
 PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 INSTALL = $(PIP) --constraint $(VENV)/constraints.txt "$(NEUMF_TORCH)"
 # pip would compile with one processor; some packages hold templates that are no Python. UMAP's import compiles
-# what it needs for 20 seconds, once; better here than in somebody's first run.
-COMPILE = { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib; $(BIN)/python -c "import umap"; } || true
+# what it needs for 20 seconds, once, and the kernels take ten; better here than in somebody's first run.
+COMPILE = { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib; $(BIN)/python -c "import umap" & \
+	$(BIN)/python -c "from neumf_assets.core.neumf.fused import library; library.load()"; wait; } || true
 # what a set of versions is, one `name==version` a line; torch is NEUMF_TORCH in all of them
 PINS_locked = cat requirements.lock
 PINS_lowest = $(call RESOLVED,lowest-direct)

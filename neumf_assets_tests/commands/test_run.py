@@ -88,6 +88,14 @@ def study(finished: tuple[Path, str], home: Path, tmp_path: Path) -> Home:
     return Home.from_environment()
 
 
+@pytest.fixture
+def one_arm(study: Home) -> Home:
+    """That copy, with one arm: for what is about files, not about arms."""
+    path = study.studies / "tiny.yaml"
+    path.write_text(path.read_text().replace(", tsne: true", "") + "arms: [liger]\n")
+    return study
+
+
 def _materialised(home: Home) -> int:
     with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
         return sum(
@@ -238,26 +246,26 @@ def test_only_what_depends_on_a_changed_setting_runs_again(study: Home, console:
     model, umap = _version(study, "neumf_model", "ctrl"), _version(study, "liger", "umap")
     clusters = _version(study, "liger", "clusters")
     path = study.studies / "tiny.yaml"
-    path.write_text(path.read_text().replace("n_epochs: 30", "n_epochs: 31"))
+    path.write_text(path.read_text().replace("n_epochs: 30, tsne: true", "n_epochs: 31"))
     assert run_study("tiny", None, console) == 0
     assert _version(study, "neumf_model", "ctrl") == model
     assert _version(study, "liger", "clusters") == clusters
     assert _version(study, "liger", "umap") != umap
 
 
-def test_a_new_dataset_adds_only_its_own_work(study: Home, console: Console, tmp_path: Path) -> None:
-    version = _version(study, "neumf_model", "ctrl")
+def test_a_new_dataset_adds_only_its_own_work(one_arm: Home, console: Console, tmp_path: Path) -> None:
+    version = _version(one_arm, "neumf_model", "ctrl")
     with gzip.open(tmp_path / "inbox" / "stim.csv.gz", "rt") as table:
         others = [line.rstrip().rpartition(",")[0] for line in table]  # a cell fewer: no copy of stim
     (tmp_path / "inbox" / "third.csv").write_text("\n".join(others) + "\n")
     assert run_study("tiny", None, console) == 0
-    assert _version(study, "neumf_model", "ctrl") == version
-    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    assert _version(one_arm, "neumf_model", "ctrl") == version
+    summary = json.loads((one_arm.results("tiny") / "summary.json").read_text())
     assert set(summary["datasets"]) == {"ctrl", "stim", "third"}
 
 
 def test_a_bad_file_is_told_without_a_traceback_and_the_others_go_on(
-    study: Home, console: Console, tmp_path: Path
+    one_arm: Home, console: Console, tmp_path: Path
 ) -> None:
     bad = tmp_path / "inbox" / "broken.csv.gz"
     bad.write_bytes(gzip.compress(b",c1,c2\ng1,1,x\ng2,0,3\n"))
@@ -266,9 +274,9 @@ def test_a_bad_file_is_told_without_a_traceback_and_the_others_go_on(
     assert "broken.csv.gz" in shown
     assert "line 2, column 3 (row 'g1', column 'c2')" in shown
     assert "Traceback" not in shown
-    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    summary = json.loads((one_arm.results("tiny") / "summary.json").read_text())
     assert set(summary["datasets"]) == {"ctrl", "stim"}
-    with dg.DagsterInstance.from_config(str(study.dagster)) as instance:
+    with dg.DagsterInstance.from_config(str(one_arm.dagster)) as instance:
         assert set(instance.get_dynamic_partitions("tiny_datasets")) == {"ctrl", "stim"}
 
 
@@ -302,12 +310,12 @@ def test_normalised_values_run_through_where_the_study_allows_them(
     assert whole.n_obs == summary["datasets"]["ctrl"]["cells"]
 
 
-def test_a_label_file_that_changes_is_noticed(study: Home, console: Console, tmp_path: Path) -> None:
-    before = _version(study, "raw_counts", "ctrl")
+def test_a_label_file_that_changes_is_noticed(one_arm: Home, console: Console, tmp_path: Path) -> None:
+    before = _version(one_arm, "raw_counts", "ctrl")
     path = tmp_path / "inbox" / "ctrl.labels.csv"
     path.write_text(path.read_text().replace("NK", "natural killer"))
     assert run_study("tiny", None, console) == 0
-    assert _version(study, "raw_counts", "ctrl") != before
+    assert _version(one_arm, "raw_counts", "ctrl") != before
 
 
 def test_matrices_are_exported_with_their_names(study: Home, tmp_path: Path) -> None:
@@ -350,18 +358,18 @@ def test_wrong_arguments_are_told_in_one_line(
 
 
 def test_a_link_to_nothing_is_refused_and_the_others_go_on(
-    study: Home, tmp_path: Path, console: Console
+    one_arm: Home, tmp_path: Path, console: Console
 ) -> None:
     (tmp_path / "inbox" / "late.csv").symlink_to(tmp_path / "nowhere.csv")
     assert run_study("tiny", None, console) == 1
     shown = " ".join(console.export_text().split())
     assert "late.csv: does not exist: it is a link whose target is gone" in shown
-    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    summary = json.loads((one_arm.results("tiny") / "summary.json").read_text())
     assert set(summary["datasets"]) == {"ctrl", "stim"}
 
 
 def test_a_dataset_of_a_few_cells_is_left_out_and_the_others_go_on(
-    study: Home, tmp_path: Path, console: Console
+    one_arm: Home, tmp_path: Path, console: Console
 ) -> None:
     with gzip.open(tmp_path / "inbox" / "ctrl.csv.gz", "rt") as table:
         few = [",".join(line.rstrip().split(",")[:6]) for line in table]
@@ -369,12 +377,12 @@ def test_a_dataset_of_a_few_cells_is_left_out_and_the_others_go_on(
     assert run_study("tiny", None, console) == 1
     shown = " ".join(console.export_text().split())
     assert "few.csv: holds 5 cells that pass quality control (of 5), fewer than 20" in shown
-    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    summary = json.loads((one_arm.results("tiny") / "summary.json").read_text())
     assert set(summary["datasets"]) == {"ctrl", "stim"}
 
 
 def test_what_is_left_out_is_named_with_its_reason_in_terminal_summary_and_report(
-    study: Home, tmp_path: Path, console: Console
+    one_arm: Home, tmp_path: Path, console: Console
 ) -> None:
     inbox = tmp_path / "inbox"
     with gzip.open(inbox / "ctrl.csv.gz", "rt") as table:
@@ -388,8 +396,8 @@ def test_what_is_left_out_is_named_with_its_reason_in_terminal_summary_and_repor
     (inbox / "lost.csv").symlink_to(tmp_path / "nowhere.csv")
     assert run_study("tiny", None, console) == 1
     shown = " ".join(console.export_text(clear=False).split())
-    summary = json.loads((study.results("tiny") / "summary.json").read_text())
-    report = (study.results("tiny") / "report.html").read_text()
+    summary = json.loads((one_arm.results("tiny") / "summary.json").read_text())
+    report = (one_arm.results("tiny") / "report.html").read_text()
     assert set(summary["datasets"]) == {"ctrl", "stim"}
     for name, reason in (
         ("mouse", "are of mouse"),
@@ -399,34 +407,34 @@ def test_what_is_left_out_is_named_with_its_reason_in_terminal_summary_and_repor
     ):
         assert reason in summary["left_out"][name]
         assert reason in shown and f"{name} is left out of this study" in report
-    assert study.store().find(("tiny", "neumf_model", "mouse")) is not None, "its own results stay"
-    before = _materialised(study)
+    assert one_arm.store().find(("tiny", "neumf_model", "mouse")) is not None, "its own results stay"
+    before = _materialised(one_arm)
     assert run_study("tiny", None, console) == 1, "what is still left out is still told"
-    with dg.DagsterInstance.from_config(str(study.dagster)) as instance:
+    with dg.DagsterInstance.from_config(str(one_arm.dagster)) as instance:
         check = dg.AssetCheckKey(dg.AssetKey(["tiny", "gene_space"]), "all_datasets_fit")
         record = instance.event_log_storage.get_latest_asset_check_execution_by_key([check])[check]
         assert not record.event.asset_check_evaluation.passed
-    assert _materialised(study) == before
+    assert _materialised(one_arm) == before
     for name in ("mouse.csv", "zcopy.csv", "broken.csv", "lost.csv"):
         (inbox / name).unlink()
     assert run_study("tiny", None, console) == 0
-    assert json.loads((study.results("tiny") / "summary.json").read_text())["left_out"] == {}
+    assert json.loads((one_arm.results("tiny") / "summary.json").read_text())["left_out"] == {}
 
 
 def test_a_sample_sheet_names_samples_and_tells_of_their_cells(
-    study: Home, tmp_path: Path, console: Console, capsys: pytest.CaptureFixture[str]
+    one_arm: Home, tmp_path: Path, console: Console, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import anndata as ad
 
     (tmp_path / "inbox" / "samples.csv").write_text(
         "sample,path,condition,age,min_genes\nhealthy,ctrl.csv.gz,rest,34.5,\nstim,,interferon,60,14\n"
     )
-    path = study.studies / "tiny.yaml"
+    path = one_arm.studies / "tiny.yaml"
     path.write_text(path.read_text() + "batch_column: condition\n")
     assert run_study("tiny", None, console) == 0, console.export_text()
-    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    summary = json.loads((one_arm.results("tiny") / "summary.json").read_text())
     assert set(summary["datasets"]) == {"healthy", "stim"}
-    result = ad.read_h5ad(study.results("tiny") / "integrated.h5ad")
+    result = ad.read_h5ad(one_arm.results("tiny") / "integrated.h5ad")
     told = result.obs.groupby("dataset", observed=True)[["condition", "age"]].first()
     assert told.loc["healthy"].tolist() == ["rest", 34.5] and told.loc["stim"].tolist() == ["interferon", 60]
     assert result.obs["age"].dtype.kind == "f" and "cell_type" in result.obs, (
@@ -450,15 +458,15 @@ def test_an_empty_inbox_makes_no_study_and_is_told(
 
 
 def test_a_renamed_file_is_not_counted_twice_and_a_kept_one_stays(
-    study: Home, tmp_path: Path, console: Console
+    one_arm: Home, tmp_path: Path, console: Console
 ) -> None:
     (tmp_path / "inbox" / "stim.csv.gz").rename(tmp_path / "inbox" / "patient.csv.gz")
     (tmp_path / "inbox" / "stim.labels.csv").rename(tmp_path / "inbox" / "patient.labels.csv")
     assert run_study("tiny", None, console) == 0
     assert "stim: its file is gone from the inbox, so it leaves the study" in console.export_text()
-    summary = json.loads((study.results("tiny") / "summary.json").read_text())
+    summary = json.loads((one_arm.results("tiny") / "summary.json").read_text())
     assert set(summary["datasets"]) == {"ctrl", "patient"}
-    path = study.studies / "tiny.yaml"
+    path = one_arm.studies / "tiny.yaml"
     path.write_text(path.read_text() + "keep: [ctrl]\n")
     (tmp_path / "inbox" / "ctrl.csv.gz").unlink()
     (tmp_path / "inbox" / "ctrl.labels.csv").unlink()

@@ -67,12 +67,11 @@ def test_they_are_executed_again_from_the_web_interface(server: Server) -> None:
     assert _again(server, failed[0]["id"], "FROM_FAILURE") == "FAILURE"  # for it still is
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_cancelled_and_can_go_on(server: Server, number: signal.Signals) -> None:
+def test_an_interrupted_run_is_cancelled_and_can_go_on(server: Server) -> None:
     known = {run["id"] for run in _runs(server)}
     path = server.home / "studies" / f"{STUDY}.yaml"
     before = path.read_text()
-    path.write_text(before.replace("umap: {", f"umap: {{min_dist: 0.{number:d}, "))
+    path.write_text(before.replace("umap: {", "umap: {min_dist: 0.2, "))
     command = [sys.executable, "-m", "neumf_assets.cli", "run", "--study", STUDY]
     process = subprocess.Popen(command, env=environment(server.home), stdout=subprocess.DEVNULL)
     try:
@@ -86,7 +85,7 @@ def test_an_interrupted_run_is_cancelled_and_can_go_on(server: Server, number: s
             return str(new[0]["id"]) if new else None
 
         run = wait_until(begun, "the run")
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         assert process.wait(120) == 130
     finally:
         process.kill()

@@ -103,6 +103,11 @@ def _in_progress(home: Path) -> list[str]:
         return [run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=list(IN_PROGRESS)))]
 
 
+def _last_status(home: Path) -> dg.DagsterRunStatus:
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        return instance.get_runs(limit=1)[0].status
+
+
 def _versions(home: Path) -> dict[str, str]:
     """The current version of every artifact; every file of it is there, whole."""
     found = {}
@@ -127,6 +132,7 @@ def test_a_run_that_is_ended_by_a_signal(built: Path, study: Path, sent: signal.
     assert _versions(study) == before
     if sent != signal.SIGKILL:
         assert _in_progress(study) == []
+        assert _last_status(study) == dg.DagsterRunStatus.CANCELED
         assert list((study / "locks" / "runs").iterdir()) == []
         assert not list((study / "storage").rglob(".tmp-*"))
     _write_study(study, built / "inbox", QUICK + 1)

@@ -366,9 +366,22 @@ def test_without_a_compiler_the_kernel_says_so(tmp_path: Path) -> None:
     assert done.stdout.startswith("(False, 'no C++ compiler")
 
 
-def test_cache_lies_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEUMF_HOME", str(tmp_path))
-    assert library.cache_folder() == tmp_path / "cache" / "fused"
+def test_one_build_serves_every_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("NEUMF_HOME", str(tmp_path / "home"))
+    assert library.cache_folder() == tmp_path / "user" / "neumf-assets" / "fused"
+
+
+def test_a_user_without_a_folder_gets_the_build_in_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("NEUMF_HOME", str(tmp_path / "home"))
+    assert library.cache_folder() == tmp_path / "home" / "cache" / "neumf-assets" / "fused"
+    monkeypatch.delenv("NEUMF_HOME")
+    with pytest.raises(library.KernelUnavailable, match="no folder to build the kernel in"):
+        library.cache_folder()
 
 
 FIRST_USE = """

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 MAX_DEPTH = 5
@@ -219,17 +220,43 @@ def find_compiler() -> tuple[str, ...]:
 
 
 def cache_folder() -> Path:
-    """Return where built kernels are kept: below ``$NEUMF_HOME`` if set, else in the user's cache."""
-    home = os.environ.get("NEUMF_HOME")
-    if home:
-        return Path(home) / "cache" / "fused"
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "neumf-assets" / "fused"
+    """Return where built kernels are kept: the user's cache, or below ``$NEUMF_HOME`` where that cannot be written.
+
+    One build serves every home of the user. In a container, the user often has no folder of its own.
+
+    Raises
+    ------
+    KernelUnavailable
+        When neither can be written.
+    """
+    reasons = []
+    for base in _cache_bases():
+        folder = base / "neumf-assets" / "fused"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reasons.append(str(error))
+        else:
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+            reasons.append(f"{folder} cannot be written")
+    raise KernelUnavailable(
+        "no folder to build the kernel in: " + "; ".join(reasons or ["the user has none"])
+    )
+
+
+def _cache_bases() -> Iterator[Path]:
+    try:
+        if sys.platform == "darwin":
+            yield Path.home() / "Library" / "Caches"
+        elif sys.platform == "win32":
+            yield Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        else:
+            yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        pass  # the account has no home folder
+    if home := os.environ.get("NEUMF_HOME"):
+        yield Path(home) / "cache"
 
 
 def cpu_features() -> str:
@@ -285,7 +312,7 @@ def load() -> ctypes.CDLL:
         library = ctypes.CDLL(str(build(compiler, cache_folder())))
     except KernelUnavailable:
         raise
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
+    except (OSError, subprocess.SubprocessError) as error:
         raise KernelUnavailable(f"the kernel could not be built or loaded: {error}") from error
     library.fused_block.argtypes = [ctypes.POINTER(Block)]
     library.fused_block.restype = ctypes.c_int32

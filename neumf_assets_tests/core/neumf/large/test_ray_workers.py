@@ -83,11 +83,6 @@ class Losses:
             self.lost.append(lose(self.cluster))
 
 
-def a_worker(cluster: Any) -> list[int]:
-    """Kill the second node's worker."""
-    return _killed(workers_by_node(cluster)[1])
-
-
 def who_looks_after_the_workers(cluster: Any) -> list[int]:
     """Kill Ray Train's own process."""
     return _killed([pid for node in workers_by_node(cluster, "TrainController") for pid in node])
@@ -111,15 +106,14 @@ def test_workers_on_two_nodes_train_one_model_and_whatever_is_lost_is_replaced(
     cluster: Any, tmp_path: Path
 ) -> None:
     counts, _, _ = low_rank()
-    settings = changed(checkpoint_seconds=0.0, pretrain_epochs=80, fusion_epochs=40, precision="float32")
+    settings = changed(checkpoint_seconds=0.0, pretrain_epochs=40, fusion_epochs=20, precision="float32")
     alone = train(counts, settings)
     local = train_locally(counts, settings)
     losses = Losses(
         cluster,
         {
             ("train gmf", 2): who_looks_after_the_workers,
-            ("train gmf", 40): a_node,
-            ("train neumf", 3): a_worker,
+            ("train neumf", 3): a_node,
         },
     )
     mended = train(
@@ -129,13 +123,13 @@ def test_workers_on_two_nodes_train_one_model_and_whatever_is_lost_is_replaced(
         checkpoint_dir=tmp_path / "scratch",
         progress=losses,
     )
-    assert [len(lost) for lost in losses.lost] == [1, 1, 1]
+    assert [len(lost) for lost in losses.lost] == [1, 1]
     assert [len(pids) for pids in losses.seen[0]] == [1, 1]
     for stage in ("train gmf", "train neumf"):
         assert losses.epochs.count((stage, 1)) == 1, "continued, not begun anew"
     assert_same_tables(mended, local)
     # Workers make step by step what one process makes in one call: sums in another order, whose rounding grows over
-    # 120 epochs. A model of another seed is off by a fifth in the median.
+    # 60 epochs. A model of another seed is off by a fifth in the median.
     off = np.abs(mended.predict() / alone.predict() - 1)
     assert np.median(off) < 0.01 and off.max() < 0.3
     assert not list((tmp_path / "scratch").iterdir())
