@@ -61,7 +61,7 @@ ROOMS = (
 )
 
 
-IN_CORE = ("counts", "cells", "neumf", "liger", "report")
+IN_CORE = ("counts", "cells", "annotation", "conditions", "neumf", "liger", "report")
 """Rooms of ``core``, in the same order; what stands beside them may be imported by all and imports none of them."""
 
 

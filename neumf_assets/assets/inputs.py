@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from neumf_assets.core.store import Artifact
 if TYPE_CHECKING:
     import pandas as pd
 
-    from neumf_assets.core.counts.stored import StoredCounts
+    from neumf_assets.core.counts.stored import SomeCells, StoredCounts
     from neumf_assets.core.liger.stored import StoredScaled
 
 
@@ -28,6 +29,29 @@ def stored_counts(step: Step) -> Iterator[dict[str, StoredCounts]]:
             name: files.enter_context(StoredCounts(artifact.path, renamed.get(name)))
             for name, artifact in step.all("counts").items()
         }
+
+
+@contextmanager
+def all_genes_of_kept_cells(step: Step) -> Iterator[dict[str, SomeCells]]:
+    """The raw counts of the cells that passed quality control, opened but not read.
+
+    Not the filtered genes: a gene that is too rare in one dataset was measured there all the same.
+    """
+    from neumf_assets.core.counts.stored import SomeCells, StoredCounts
+
+    raw, renamed = step.all("raw_counts"), renamed_genes(step)
+    with ExitStack() as files, stored_counts(step) as kept:
+        opened = {name: files.enter_context(StoredCounts(raw[name].path, renamed.get(name))) for name in kept}
+        yield {
+            name: SomeCells(data, data.obs_names.get_indexer(kept[name].obs_names), kept[name].obs)
+            for name, data in opened.items()
+        }
+
+
+def best_arm(step: Step, arms: Sequence[str]) -> str:
+    """The arm that the comparison speaks for; the first where it speaks for none."""
+    found = json.loads((step.one("comparison").path / "comparison.json").read_text())["best_arm"]
+    return str(found or arms[0])
 
 
 def selected_genes(step: Step) -> list[str]:

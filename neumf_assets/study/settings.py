@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from neumf_assets.core.annotation.settings import LabelSettings
 from neumf_assets.core.cells.settings import (
     AlignSettings,
     ClusterSettings,
@@ -17,6 +18,7 @@ from neumf_assets.core.cells.settings import (
     MetricsSettings,
     UmapSettings,
 )
+from neumf_assets.core.conditions.settings import ConditionSettings
 from neumf_assets.core.counts.settings import QCSettings, ReadSettings
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
 from neumf_assets.core.errors import BadSettings
@@ -167,6 +169,10 @@ class StudySettings(Settings):
     umap: UmapSettings = Field(UmapSettings(), description="The map of the cells.")
     metrics: MetricsSettings = Field(MetricsSettings(), description="Scores of the arms.")
     markers: MarkerSettings = Field(MarkerSettings(), description="Marker genes of the clusters.")
+    labels: LabelSettings = Field(LabelSettings(), description="Labels carried over to cells without one.")
+    conditions: ConditionSettings = Field(
+        ConditionSettings(), description="Comparison of conditions: composition and differential expression."
+    )
     integrated: IntegratedSettings = Field(IntegratedSettings(), description="The integrated h5ad file.")
     update: Update = Field(
         "retrain",

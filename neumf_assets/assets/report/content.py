@@ -6,8 +6,10 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from neumf_assets.assets.answers.conditions import COMPARED, GROUPS, NO, REFERENCE, top_genes
+from neumf_assets.assets.answers.labels import COLUMN, HELD_OUT, RIGHT, UNKNOWN
 from neumf_assets.assets.arms import delivered_clusters, map_of
 from neumf_assets.assets.gene_space import left_out
 from neumf_assets.assets.inputs import read_cell_columns, read_table
@@ -19,15 +21,18 @@ from neumf_assets.core.versions import versions
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
     from neumf_assets.core.cells.scoring.scores import ArmScores
     from neumf_assets.core.report.content import (
         ArmResult,
         Comparison,
+        ConditionResults,
         Curves,
         DatasetEvaluation,
         DatasetSummary,
         Droplets,
+        LabelResults,
         MarkerGene,
         Provenance,
         ReportContent,
@@ -59,6 +64,8 @@ def report_content(step: Step, scores: Mapping[str, ArmScores]) -> ReportContent
         sweep=_sweep(step),
         markers=_markers(step),
         markers_arm=step.one("markers").manifest.figures["arm"],
+        labels=_label_results(step),
+        conditions=_condition_results(step),
         warnings=_warnings(step),
         provenance=_provenance(step),
     )
@@ -200,6 +207,53 @@ def _markers(step: Step) -> dict[str, list[MarkerGene]]:
             )
         )
     return found
+
+
+def _label_results(step: Step) -> LabelResults | None:
+    from neumf_assets.core.report.content import LabelResults
+
+    artifact = step.one("cell_labels")
+    figures, cells = artifact.manifest.figures, read_table(artifact, "cell_labels")
+    if cells["predicted"].isna().all():
+        return None
+    without = cells[cells["label"].isna()]
+    given = without.value_counts(["dataset", "predicted"]).reset_index(name="cells")
+    return LabelResults(
+        column=figures[COLUMN],
+        arm=figures["arm"],
+        right=figures.get(RIGHT),
+        held_out=figures[HELD_OUT],
+        accuracy=_records(read_table(artifact, "accuracy")),
+        given=_records(given),
+        unlabelled=len(without),
+        unknown=figures[UNKNOWN],
+    )
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _condition_results(step: Step) -> ConditionResults | None:
+    from neumf_assets.core.report.content import ConditionResults
+
+    shares, differences = step.one("composition"), step.one("differential_expression")
+    figures, bound = shares.manifest.figures, step.study.conditions.max_adjusted_p
+    if figures[COMPARED].startswith(NO):
+        return None
+    genes = read_table(differences, "differential_expression")
+    no_counts = differences.manifest.figures[COMPARED].startswith(NO)
+    return ConditionResults(
+        reference=figures[REFERENCE],
+        groups=figures[GROUPS],
+        assumed=figures["assumed"],
+        max_adjusted_p=bound,
+        shares=read_table(shares, "composition"),
+        tests=read_table(shares, "composition_tests"),
+        genes=genes,
+        compared=genes if no_counts else read_table(differences, "compared"),
+        top=top_genes(genes, bound),
+    )
 
 
 def _sweep(step: Step) -> list[SweepRow]:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neumf_assets.assets.answers.conditions import (
+    CHANGED,
+    COMPARED,
+    FOUND,
+    GROUPS,
+    REFERENCE,
+    condition_stages,
+)
+from neumf_assets.assets.answers.labels import COLUMN, HELD_OUT, RIGHT, UNKNOWN, labels_stage
 from neumf_assets.assets.arms import FIRST, delivered_clusters
-from neumf_assets.assets.gene_space import left_out, renamed_genes
-from neumf_assets.assets.inputs import read_cell_columns, stored_counts
+from neumf_assets.assets.gene_space import left_out
+from neumf_assets.assets.inputs import (
+    all_genes_of_kept_cells,
+    best_arm,
+    read_cell_columns,
+    read_table,
+    stored_counts,
+)
 from neumf_assets.assets.null_scores import chance_check, chance_scores
 from neumf_assets.assets.report.scores import known_scores, run_scores
 from neumf_assets.assets.stage import CheckOutcome, Product, Stage, Step, stage
@@ -18,8 +32,9 @@ from neumf_assets.core.versions import versions
 from neumf_assets.study.settings import ARMS, Arm
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from neumf_assets.core.cells.scoring.scores import ArmScores
-    from neumf_assets.core.counts.stored import SomeCells
 
 SHUFFLED = "shuffled data"
 
@@ -27,7 +42,14 @@ SHUFFLED = "shuffled data"
 def report_stages(arms: tuple[Arm, ...], sweep: bool = False) -> list[Stage]:
     """The stages that look at all arms of a study, and the report at LIGER's ``sweep`` where there is one."""
     ordered = [arm for arm in ARMS if arm in arms]
-    return [_comparison(ordered), _markers(ordered), _integrated(ordered), _report(ordered, sweep)]
+    return [
+        _comparison(ordered),
+        _markers(ordered),
+        labels_stage(ordered),
+        *condition_stages(ordered),
+        _integrated(ordered),
+        _report(ordered, sweep),
+    ]
 
 
 def _of_arms(arms: Sequence[str], *names: str) -> list[str]:
@@ -133,11 +155,6 @@ def _comparison_picture(scores: Mapping[str, ArmScores]) -> dict[str, str]:
     return {"scores by resolution": markdown_image(draw(runs), "scores by resolution")}
 
 
-def _best(step: Step, arms: list[Arm]) -> str:
-    found = json.loads((step.one("comparison").path / "comparison.json").read_text())["best_arm"]
-    return found or arms[0]
-
-
 def _markers(arms: list[Arm]) -> Stage:
     @stage(
         group="report",
@@ -165,7 +182,7 @@ def _markers(arms: list[Arm]) -> Stage:
         from neumf_assets.core.cells.markers import find_markers, no_markers
         from neumf_assets.core.counts.stored import StackedCounts
 
-        arm = _best(step, arms)
+        arm = best_arm(step, arms)
         clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
         with stored_counts(step) as parts:
             counts = StackedCounts.of(parts)
@@ -195,9 +212,11 @@ def _integrated(arms: list[Arm]) -> Stage:
             "raw_counts",
             "counts",
             "comparison",
+            "cell_labels",
             *_of_arms(arms, "first", "cell_embedding", "clusters", "umap"),
         ),
         settings=("integrated", "arms"),
+        version="2",
         kinds=("anndata", "h5ad"),
     )
     def integrated(step: Step) -> Product:
@@ -208,17 +227,18 @@ def _integrated(arms: list[Arm]) -> Stage:
         """
         from neumf_assets.core.cells.files.integrated import describe_integrated, write_integrated
 
-        with _all_genes_of_kept_cells(step) as cells:
+        with all_genes_of_kept_cells(step) as cells:
             data = describe_integrated(
                 cells,
                 {arm: _arm_result(step, arm) for arm in arms},
-                best_arm=_best(step, arms),
+                best_arm=best_arm(step, arms),
+                cells=_predicted(step),
                 provenance=provenance(step),
                 settings=step.study.integrated,
             )
 
         def save(folder: Path) -> None:
-            with _all_genes_of_kept_cells(step) as cells:
+            with all_genes_of_kept_cells(step) as cells:
                 write_integrated(data, cells, folder / "integrated.h5ad", step.study.integrated)
 
         return Product(
@@ -230,21 +250,16 @@ def _integrated(arms: list[Arm]) -> Stage:
     return integrated
 
 
-@contextmanager
-def _all_genes_of_kept_cells(step: Step) -> Iterator[dict[str, SomeCells]]:
-    """The raw counts of the cells that passed quality control, opened but not read.
-
-    Not the filtered genes: a gene that is too rare in one dataset was measured there all the same.
-    """
-    from neumf_assets.core.counts.stored import SomeCells, StoredCounts
-
-    raw, renamed = step.all("raw_counts"), renamed_genes(step)
-    with ExitStack() as files, stored_counts(step) as kept:
-        opened = {name: files.enter_context(StoredCounts(raw[name].path, renamed.get(name))) for name in kept}
-        yield {
-            name: SomeCells(data, data.obs_names.get_indexer(kept[name].obs_names), kept[name].obs)
-            for name, data in opened.items()
-        }
+def _predicted(step: Step) -> pd.DataFrame | None:
+    """The labels carried over, under names that speak of the column whose labels they are."""
+    artifact = step.one("cell_labels")
+    column = artifact.manifest.figures[COLUMN]
+    found = read_table(artifact, "cell_labels")
+    if found["predicted"].isna().all():
+        return None
+    return found[["predicted", "probability", "support"]].set_axis(
+        [f"predicted_{column}", f"predicted_{column}_probability", f"predicted_{column}_support"], axis=1
+    )
 
 
 def _arm_result(step: Step, arm: str) -> Any:
@@ -288,10 +303,13 @@ def _report(arms: list[Arm], sweep: bool) -> Stage:
             *_of_arms(arms, "first", "cell_embedding", "clusters", "umap", "metrics"),
             "comparison",
             "markers",
+            "cell_labels",
+            "composition",
+            "differential_expression",
             *(["liger/sweep"] if sweep else []),
         ),
         settings=("title", "label_column", "arms"),
-        version="2",
+        version="3",
         kinds=("html", "json"),
         names_left_out=True,
     )
@@ -305,7 +323,7 @@ def _report(arms: list[Arm], sweep: bool) -> Stage:
         from neumf_assets.core.report.html.page import report_html
 
         scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
-        summary = _summary(step, scores, _best(step, arms))
+        summary = _summary(step, scores, best_arm(step, arms))
         html = report_html(report_content(step, scores))
 
         def save(folder: Path) -> None:
@@ -320,6 +338,21 @@ def _report(arms: list[Arm], sweep: bool) -> Stage:
         )
 
     return report
+
+
+def _labels(step: Step) -> dict[str, Any]:
+    """What was said of the labels that were carried over."""
+    figures = step.one("cell_labels").manifest.figures
+    return {
+        key: figures.get(key) for key in ("arm", COLUMN, "cells without a label", UNKNOWN, RIGHT, HELD_OUT)
+    }
+
+
+def _conditions(step: Step) -> dict[str, Any]:
+    """What was compared, and how much was found."""
+    shares, genes = (step.one(name).manifest.figures for name in ("composition", "differential_expression"))
+    told = {key: shares.get(key) for key in (COMPARED, REFERENCE, GROUPS, "assumed", "samples", CHANGED)}
+    return told | {FOUND: genes.get(FOUND)}
 
 
 def _summary(step: Step, scores: Mapping[str, ArmScores], best: str) -> dict[str, Any]:
@@ -341,5 +374,7 @@ def _summary(step: Step, scores: Mapping[str, ArmScores], best: str) -> dict[str
         "left_out": left_out(step),
         "arms": {arm: found.summary() for arm, found in scores.items()},
         "best_arm": best,
+        "labels": _labels(step),
+        "conditions": _conditions(step),
         "versions": versions(),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
+import pandas as pd
 
 from neumf_assets.core.report.plots.basis import Categories, Values
 from neumf_assets.core.report.plots.scores import RunScore
@@ -136,6 +137,48 @@ class MarkerGene:
 
 
 @dataclass(frozen=True)
+class LabelResults:
+    """Labels carried over to cells without one.
+
+    ``accuracy``: rows with ``label``, ``cells``, ``right``, ``unknown``, ``mostly_taken_for``, where labels were held
+    out (``datasets``: one at a time, or ``cells``). ``given``: rows with ``dataset``, ``predicted``, ``cells``.
+    """
+
+    column: str
+    arm: str
+    right: float | None
+    held_out: str
+    accuracy: Sequence[Mapping[str, Any]] = ()
+    given: Sequence[Mapping[str, Any]] = ()
+    unlabelled: int = 0
+    unknown: int = 0
+
+
+@dataclass(frozen=True)
+class ConditionResults:
+    """What differs between conditions; tables as the study's artifacts hold them.
+
+    ``shares`` and ``tests`` are of composition, ``genes`` and ``compared`` of expression, ``top`` the surest genes of
+    every comparison.
+    """
+
+    reference: str
+    groups: str
+    assumed: str
+    max_adjusted_p: float
+    shares: pd.DataFrame
+    tests: pd.DataFrame
+    genes: pd.DataFrame
+    compared: pd.DataFrame
+    top: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def others(self) -> list[str]:
+        """The conditions that are compared with the reference."""
+        return sorted(map(str, self.tests["condition"].unique()))
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What was run, with what, so that it can be repeated."""
 
@@ -167,5 +210,7 @@ class ReportContent:
     sweep: Sequence[SweepRow] = ()
     markers: Mapping[str, Sequence[MarkerGene]] = field(default_factory=dict)
     markers_arm: str = ""
+    labels: LabelResults | None = None
+    conditions: ConditionResults | None = None
     warnings: Sequence[str] = ()
     provenance: Provenance | None = None

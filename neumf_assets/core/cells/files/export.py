@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 import numpy as np
+import pandas as pd
 import polars as pl
 
 from neumf_assets.core.counts.stored import BLOCK_CELLS, StoredCounts
@@ -116,6 +117,15 @@ def _write_entries(file: IO[bytes], counts: StoredCounts) -> None:
         part = counts.rows(start, min(start + BLOCK_CELLS, cells)).tocoo()
         entries = {"gene": part.col + 1, "cell": part.row + (start + 1), "value": part.data}
         file.write(pl.DataFrame(entries).write_csv(include_header=False, separator=" ").encode())
+
+
+def save_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table of results; its text is harmless in a spreadsheet."""
+    shown = table.copy()
+    for name in shown:
+        if not pd.api.types.is_numeric_dtype(shown[name].dtype):
+            shown[name] = harmless(shown[name].astype(object).where(shown[name].notna(), "").tolist())
+    shown.to_csv(path, index=False)
 
 
 def harmless(names: Sequence[str]) -> list[str]:

@@ -53,6 +53,7 @@ def describe_integrated(
     best_arm: str | None = None,
     measured: Mapping[str, Collection[str]] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    cells: pd.DataFrame | None = None,
     settings: IntegratedSettings | None = None,
 ) -> ad.AnnData:
     """Put what is known of all datasets' cells and genes, and the results of all arms, into one AnnData.
@@ -78,6 +79,8 @@ def describe_integrated(
         Whose UMAP and clusters are the main ones; the first arm by default.
     measured
         By dataset: names of all genes it measured; by default those of its counts.
+    cells
+        More columns for ``obs``, in the order of the cells.
 
     Raises
     ------
@@ -92,6 +95,8 @@ def describe_integrated(
     # scanpy looks here to learn that X is logarithmic
     result.uns["log1p"] = {}
     result.uns["neumf"] = storable({**(provenance or {}), "arms": list(arms), "genes": settings.genes})
+    for column, values in ({} if cells is None else cells).items():
+        result.obs[_free(result, str(column))] = _for_obs(values)
     for name, arm in arms.items():
         _add_arm(result, name, arm)
     if arms:
@@ -282,6 +287,13 @@ def _var(
         for name, known in measured.items():
             table[f"measured_in_{name}"] = [gene in known for gene in genes]
     return table
+
+
+def _for_obs(values: pd.Series) -> Any:
+    """The values of a column of ours: numbers as they are, text as categories."""
+    if pd.api.types.is_numeric_dtype(values):
+        return values.to_numpy(np.float32)
+    return pd.Categorical(values.astype(object))
 
 
 def _add_arm(result: ad.AnnData, name: str, arm: ArmResult) -> None:

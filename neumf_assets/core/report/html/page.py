@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from neumf_assets.core.report.content import ReportContent
+from neumf_assets.core.report.html.answers import (
+    composition_section,
+    differences_section,
+    labels_section,
+)
 from neumf_assets.core.report.html.clusters import clusters_section, factors_section, markers_section
 from neumf_assets.core.report.html.datasets import data_section
 from neumf_assets.core.report.html.maps import maps_section
@@ -78,6 +83,9 @@ _SECTIONS: tuple[Callable[[ReportContent], dict[str, Any] | None], ...] = (
     training_section,
     clusters_section,
     markers_section,
+    labels_section,
+    composition_section,
+    differences_section,
     factors_section,
     sweep_section,
     provenance_section,

@@ -1,0 +1,1 @@
+"""What a study answers beyond its embedding: which cells these are, and what differs between conditions."""
