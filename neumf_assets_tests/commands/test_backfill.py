@@ -69,7 +69,7 @@ def test_an_unknown_dataset_or_study_is_named(instance: dg.DagsterInstance) -> N
     assert set(instance.get_dynamic_partitions("pbmc_datasets")) == set()
 
 
-@pytest.mark.parametrize(("job", "per_dataset", "of_study"), [("ingest", 3, 0), ("everything", 6, 30)])
+@pytest.mark.parametrize(("job", "per_dataset", "of_study"), [("ingest", 3, 0), ("everything", 6, 33)])
 def test_the_instance_gets_a_backfill_of_the_jobs_assets(
     instance: dg.DagsterInstance,
     capsys: pytest.CaptureFixture[str],

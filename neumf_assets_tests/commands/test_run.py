@@ -122,7 +122,9 @@ def test_a_folder_becomes_a_study_with_results(study: Home, finished: tuple[Path
         )
         assert {"same_batch_neighbours", "expected_same_batch", "agreement", "seconds"} <= set(scores)
         assert 0 <= scores["cross_batch_label_accuracy"] <= 1
-    assert set(summary) == {"study", "datasets", "left_out", "arms", "best_arm", "versions"}
+    assert set(summary) == {
+        *("study", "datasets", "left_out", "arms", "best_arm", "labels", "conditions", "versions")
+    }
     assert summary["left_out"] == {}
     source = (finished[0] / "inbox" / "ctrl.csv.gz").read_bytes()
     assert described["sha256"] == hashlib.sha256(source).hexdigest()
@@ -198,12 +200,12 @@ def test_tables_have_the_columns_that_are_documented(study: Home) -> None:
         for pattern in documented:
             assert any(fnmatch(name, pattern) for name in columns), (key, pattern)
         seen += 1
-    assert seen == 19
+    assert seen == 22
 
 
 def test_every_materialisation_shows_its_figures(study: Home) -> None:
     shown = _metadata(study)
-    assert len(shown) == 2 * 6 + 30
+    assert len(shown) == 2 * 6 + 33
     for key, entries in shown.items():
         assert {"seconds", "peak memory (MiB)", "size (MiB)", "files", "provenance"} <= set(entries), key
         assert entries["size (MiB)"].value > 0

@@ -274,7 +274,7 @@ def test_another_project_can_use_the_component(home: Path, tmp_path: Path) -> No
     project = _project(tmp_path / "p", "  name: pbmc\n  inbox: '{{ env.LAB_INBOX }}'\n")
     result = _validate(project)
     assert result.returncode == 0, result.stderr
-    assert "pbmc/counts" in result.stdout
+    assert "pbmc/composition" in result.stdout
 
 
 def test_another_project_is_told_which_setting_is_wrong(home: Path, tmp_path: Path) -> None:

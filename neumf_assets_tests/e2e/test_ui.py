@@ -68,7 +68,7 @@ def test_lineage_shows_the_datasets_chain_and_all_three_arms(page: Page) -> None
 def test_every_asset_tells_a_newcomer_what_it_is_and_where_its_files_are(server: Server, page: Page) -> None:
     group = {"groupName": STUDY, **REPOSITORY}
     nodes = server.ask(_ASSETS, group=group)["assetNodes"]
-    assert len(nodes) == 36
+    assert len(nodes) == 39
     for node in nodes:
         assert len(node["description"]) > 80, node["assetKey"]
         assert node["kinds"], node["assetKey"]
