@@ -48,6 +48,7 @@ def test_core_imports_no_dagster() -> None:
 # A room imports those before it; `home` and what is not in a room are told apart below.
 ROOMS = (
     "core",
+    "scverse",
     "home",
     "dagster_internals",
     "study",

@@ -24,6 +24,7 @@ from neumf_assets.core.report.plots.basis import SERIES
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MOST_SAMPLES = 60
 _MOST_PANELS = 12
@@ -31,6 +32,11 @@ _NAMED = 3
 
 
 def composition_bars(shares: pd.DataFrame, image_format: ImageFormat = "png") -> bytes:
+    """:func:`composition_figure` as a picture."""
+    return export(composition_figure(shares), image_format)
+
+
+def composition_figure(shares: pd.DataFrame) -> Figure:
     """A stacked bar for every sample, the samples of a condition side by side.
 
     Parameters
@@ -63,10 +69,15 @@ def composition_bars(shares: pd.DataFrame, image_format: ImageFormat = "png") ->
         middle = at[(samples["condition"] == condition).to_numpy()].mean()
         axes.text(middle, 1.02, condition, ha="center", va="bottom", color=INK, fontsize=SMALL)
     draw_legend(figure, types, colours, (0.6, 0.05, width - 0.6, legend[1]))
-    return export(figure, image_format)
+    return figure
 
 
 def volcanoes(genes: pd.DataFrame, max_adjusted_p: float = 0.05, image_format: ImageFormat = "png") -> bytes:
+    """:func:`volcano_figure` as a picture."""
+    return export(volcano_figure(genes, max_adjusted_p), image_format)
+
+
+def volcano_figure(genes: pd.DataFrame, max_adjusted_p: float = 0.05) -> Figure:
     """Fold change against certainty, a panel for every comparison (the 12 with most genes found).
 
     Parameters
@@ -89,7 +100,7 @@ def volcanoes(genes: pd.DataFrame, max_adjusted_p: float = 0.05, image_format: I
         title = f"{cell_type}, {condition}" if several else str(cell_type)
         dress(axes, title, x="log2 fold change", y="−log10 p" if position % columns == 0 else "")
         _volcano(axes, own, max_adjusted_p)
-    return export(figure, image_format)
+    return figure
 
 
 def _volcano(axes: Axes, genes: pd.DataFrame, max_adjusted_p: float) -> None:
