@@ -62,7 +62,10 @@ def report_content(step: Step, scores: Mapping[str, ArmScores]) -> ReportContent
         curves=[*_model_curves(step), *filter(None, (curve_of(step, arm) for arm in scores))],
         evaluations=[_evaluation(step, name) for name in step.all("neumf_evaluation")],
         sweep=_sweep(step),
-        markers=_markers(step),
+        markers=_markers(step, "markers"),
+        marker_dots=read_table(step.one("markers"), "dots"),
+        label_markers=_markers(step, "label_markers"),
+        label_dots=_label_dots(step),
         markers_arm=step.one("markers").manifest.figures["arm"],
         labels=_label_results(step),
         conditions=_condition_results(step),
@@ -195,10 +198,18 @@ def _evaluation(step: Step, name: str) -> DatasetEvaluation:
     )
 
 
-def _markers(step: Step) -> dict[str, list[MarkerGene]]:
+def _label_dots(step: Step) -> pd.DataFrame | None:
+    artifact = step.one("markers")
+    return read_table(artifact, "label_dots") if (artifact.path / "label_dots.parquet").exists() else None
+
+
+def _markers(step: Step, name: str) -> dict[str, list[MarkerGene]]:
     from neumf_assets.core.report.content import MarkerGene
 
-    table = read_table(step.one("markers"), "markers")
+    artifact = step.one("markers")
+    if not (artifact.path / f"{name}.parquet").exists():
+        return {}
+    table = read_table(artifact, name)
     found: dict[str, list[MarkerGene]] = {}
     for row in table[table["rank"] <= _MARKERS_SHOWN].to_dict("records"):
         found.setdefault(str(row["cluster"]), []).append(

@@ -35,8 +35,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neumf_assets.core.cells.scoring.scores import ArmScores
+    from neumf_assets.core.counts.stored import StackedCounts
 
 SHUFFLED = "shuffled data"
+_DOTS = 3
+"""Markers of each cluster in the dot plot."""
 
 
 def report_stages(arms: tuple[Arm, ...], sweep: bool = False) -> list[Stage]:
@@ -44,8 +47,8 @@ def report_stages(arms: tuple[Arm, ...], sweep: bool = False) -> list[Stage]:
     ordered = [arm for arm in ARMS if arm in arms]
     return [
         _comparison(ordered),
-        _markers(ordered),
         labels_stage(ordered),
+        _markers(ordered),
         *condition_stages(ordered),
         _integrated(ordered),
         _report(ordered, sweep),
@@ -158,11 +161,12 @@ def _comparison_picture(scores: Mapping[str, ArmScores]) -> dict[str, str]:
 def _markers(arms: list[Arm]) -> Stage:
     @stage(
         group="report",
-        inputs=("gene_space", "counts", "comparison", *_of_arms(arms, "clusters")),
+        inputs=("gene_space", "counts", "comparison", "cell_labels", *_of_arms(arms, "clusters")),
         settings=("markers",),
+        version="2",
         kinds=("parquet",),
         columns=(
-            ("cluster", "string", "cluster of the best arm"),
+            ("cluster", "string", "cluster of the best arm; a label in label_markers.parquet"),
             ("rank", "int", "1 is the strongest marker"),
             ("gene", "string", "name of the gene"),
             ("score", "float", "z of the Wilcoxon rank sum test"),
@@ -173,35 +177,74 @@ def _markers(arms: list[Arm]) -> Stage:
         ),
     )
     def markers(step: Step) -> Product:
-        """Genes that mark each cluster of the best arm, tested on raw counts.
+        """Genes that mark each cluster of the best arm, and each label, tested on raw counts.
 
         Wilcoxon rank sum test of each cluster against all other cells. Never on predicted values: smoothing
         makes differences look surer than they are; nor on values that are no counts
         (`read.allow_normalised`): none are listed then.
         """
-        from neumf_assets.core.cells.markers import find_markers, no_markers
         from neumf_assets.core.counts.stored import StackedCounts
 
         arm = best_arm(step, arms)
         clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
+        groups = {"": clusters[delivered_clusters(clusters)]} | _by_label(step)
         with stored_counts(step) as parts:
             counts = StackedCounts.of(parts)
-            groups = clusters[delivered_clusters(clusters)]
-            found = (
-                find_markers(counts, counts.genes, groups, step.study.markers)
-                if counts.whole
-                else no_markers()
-            )
+            tables = {name: _marked(counts, group, step) for name, group in groups.items()}
             tested = "yes" if counts.whole else "no: the values are no counts"
+        found, dots = tables[""]
         top = found[found["rank"] <= 3].groupby("cluster")["gene"].agg(", ".join)
         return Product(
-            lambda folder: found.to_parquet(folder / "markers.parquet", index=False),
+            lambda folder: _save_markers(folder, tables),
             {"arm": arm, "clusters": int(found["cluster"].nunique()), "tested": tested, "rows": len(found)},
+            pictures=_dot_picture(dots),
             tables={"top markers": [{"cluster": c, "genes": g} for c, g in top.items()]},
-            publish={"markers.parquet": "markers.parquet"},
+            publish={f"{name}markers.parquet": f"{name}markers.parquet" for name in tables},
         )
 
     return markers
+
+
+def _by_label(step: Step) -> dict[str, pd.Series]:
+    """The label of every cell, given or carried over, where there are labels."""
+    from neumf_assets.core.annotation.transfer import UNKNOWN
+    from neumf_assets.core.cells.clustering import NOISE
+
+    labels = read_table(step.one("cell_labels"), "cell_labels")
+    if labels["predicted"].isna().all():
+        return {}
+    named = labels["label"].astype(object).where(labels["label"].notna(), labels["predicted"])
+    return {"label_": named.where(named != UNKNOWN, NOISE)}
+
+
+def _marked(counts: StackedCounts, groups: pd.Series, step: Step) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The markers of groups of cells, and how the first of each are expressed in all."""
+    from neumf_assets.core.cells.markers import find_markers, marker_dots, no_markers
+
+    if not counts.whole:
+        return no_markers(), no_markers()[[]]
+    found = find_markers(counts, counts.genes, groups, step.study.markers)
+    first = list(dict.fromkeys(found.loc[found["rank"] <= _DOTS, "gene"]))
+    if not first:
+        return found, found[[]]
+    return found, marker_dots(counts, counts.genes, groups, first, step.study.markers)
+
+
+def _save_markers(folder: Path, tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> None:
+    for name, (found, dots) in tables.items():
+        found.to_parquet(folder / f"{name}markers.parquet", index=False)
+        dots.to_parquet(folder / f"{name}dots.parquet", index=False)
+
+
+def _dot_picture(dots: pd.DataFrame) -> dict[str, str]:
+    from neumf_assets.core.report.image import markdown_image
+    from neumf_assets.core.report.palette import ordered
+    from neumf_assets.core.report.plots.scores import dot_plot
+
+    if dots.empty:
+        return {}
+    picture = dot_plot(dots, ordered(dots["cluster"]))
+    return {"markers in all clusters": markdown_image(picture, "dot plot of marker genes")}
 
 
 def _integrated(arms: list[Arm]) -> Stage:

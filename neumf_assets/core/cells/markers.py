@@ -71,6 +71,35 @@ def find_markers(
     return _rank(tested, settings)
 
 
+def marker_dots(
+    counts: sp.spmatrix | StackedCounts,
+    genes: Sequence[str],
+    clusters: Sequence[str] | pd.Series,
+    chosen: Sequence[str],
+    settings: MarkerSettings | None = None,
+) -> pd.DataFrame:
+    """Say how some genes are expressed in every cluster, over the cells that :func:`find_markers` tests.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for every cluster and gene: ``cluster``, ``gene``, ``mean`` (of counts per 10,000, logarithm of one more)
+        and ``share`` of the cells in which the gene was seen.
+    """
+    settings = settings or MarkerSettings()
+    groups = pd.Series(np.asarray(clusters, dtype=object)).astype(str)
+    cells = _draw_cells(groups, settings)
+    drawn = counts.take(cells) if isinstance(counts, StackedCounts) else sp.csr_matrix(counts)[cells]
+    data = _log_normalised(drawn, genes, groups.iloc[cells].reset_index(drop=True))
+    data = data[:, list(chosen)]
+    names, codes = np.unique(data.obs["cluster"].astype(str), return_inverse=True)
+    sizes = np.bincount(codes)
+    member = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+    tables = [(member @ values).toarray() / sizes[:, None] for values in (data.X, data.X > 0)]
+    places = pd.MultiIndex.from_product([names, list(chosen)], names=["cluster", "gene"])
+    return pd.DataFrame({"mean": tables[0].ravel(), "share": tables[1].ravel()}, index=places).reset_index()
+
+
 def no_markers() -> pd.DataFrame:
     """The table of markers without any rows."""
     kinds = {"cluster": str, "gene": str, "rank": np.int64}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from neumf_assets.core.cells.markers import COLUMNS, find_markers
+from neumf_assets.core.cells.markers import COLUMNS, find_markers, marker_dots
 from neumf_assets.core.cells.settings import MarkerSettings
 from neumf_assets.core.errors import NeumfError
 from neumf_assets_tests.core.cells.data import simulated_counts
@@ -36,6 +36,20 @@ def test_the_score_is_that_of_the_rank_sum_test() -> None:
     z = (u - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12)
     assert row["score"] == pytest.approx(z, rel=1e-4)
     assert row["share_in"] == pytest.approx((values[own] > 0).mean())
+
+
+def test_dots_are_means_and_shares_of_every_cluster() -> None:
+    data, planted = simulated_counts()
+    genes = [planted[0][0], planted[1][0]]
+    dots = marker_dots(data.X, data.var_names, data.obs["cell_type"], genes)
+    dense = data.X.toarray().astype(np.float64)
+    values = np.log1p(1e4 * dense / dense.sum(axis=1, keepdims=True))
+    assert len(dots) == 2 * data.obs["cell_type"].nunique()
+    for row in dots.to_dict("records"):
+        own = (data.obs["cell_type"] == row["cluster"]).to_numpy()
+        gene = values[own, data.var_names.get_loc(row["gene"])]
+        assert row["mean"] == pytest.approx(gene.mean(), rel=1e-5)
+        assert row["share"] == pytest.approx((gene > 0).mean())
 
 
 def test_clusters_without_markers_have_none() -> None:

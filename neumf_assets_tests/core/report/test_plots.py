@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -323,3 +324,18 @@ def test_marked_cells_are_drawn_with_their_number():
 @pytest.mark.parametrize("totals", [[0, 0], [1], [7, 7, 7]])
 def test_a_knee_of_next_to_nothing_is_drawn(totals):
     assert plots.knee_plot(totals, np.array(totals) > 3, float("inf"), 100.0).startswith(b"\x89PNG")
+
+
+def test_dots_are_drawn_for_every_cluster_and_gene() -> None:
+    dots = pd.DataFrame(
+        {
+            "cluster": ["0", "0", "1", "1"],
+            "gene": ["CD74", "GNLY", "CD74", "GNLY"],
+            "mean": [2.0, 0.0, 0.1, 3.0],
+            "share": [0.9, 0.0, 0.1, 1.0],
+        }
+    )
+    drawn = plots.dot_plot(dots, ["0", "1"])
+    assert drawn.startswith(b"\x89PNG") and drawn == plots.dot_plot(dots, ["0", "1"])
+    assert drawn != plots.dot_plot(dots.assign(share=0.5), ["0", "1"])
+    assert b"GNLY" in plots.dot_plot(dots, ["0", "1"], image_format="svg")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neumf_assets.core.report import plots
 from neumf_assets.core.report.content import ArmResult, ReportContent
 from neumf_assets.core.report.html.parts import Cell, Picture, Table, main_arm
 from neumf_assets.core.report.palette import MISSING_NAME, category_names, ordered
 from neumf_assets.core.report.wording import arm_title, number, percent
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def clusters_section(content: ReportContent) -> dict[str, Any] | None:
@@ -60,16 +63,37 @@ def _cluster_table(arm: ArmResult) -> Table:
 
 def markers_section(content: ReportContent) -> dict[str, Any] | None:
     """The marker genes of the clusters."""
-    markers = {cluster: genes for cluster, genes in content.markers.items() if genes}
-    if not markers:
+    groups = []
+    for title, found, dots in (
+        ("Cluster", content.markers, content.marker_dots),
+        ("Label", content.label_markers, content.label_dots),
+    ):
+        markers = {name: genes for name, genes in found.items() if genes}
+        if markers:
+            groups.append(
+                {
+                    "title": title,
+                    "picture": _dots(dots, title) if dots is not None and len(dots) else None,
+                    "clusters": [(name, markers[name]) for name in ordered(markers)],
+                }
+            )
+    if not groups:
         return None
     return {
         "id": "markers",
         "title": "Marker genes",
         "kind": "markers",
         "arm": arm_title(content.markers_arm) if content.markers_arm else "",
-        "clusters": [(cluster, markers[cluster]) for cluster in ordered(markers)],
+        "groups": groups,
     }
+
+
+def _dots(dots: pd.DataFrame, title: str) -> Picture:
+    return Picture(
+        plots.dot_plot(dots, ordered(dots["cluster"])),
+        f"Dot plot of marker genes by {title.lower()}",
+        f"The first markers of each {title.lower()}, in all of them.",
+    )
 
 
 def factors_section(content: ReportContent) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from neumf_assets.core.report.plots.scores import (
     cluster_label_heatmap,
     comparison,
     cross_table,
+    dot_plot,
     top_genes_markdown,
 )
 from neumf_assets.core.report.plots.training import loss_curve_svg, loss_curves, objective_curve
@@ -24,6 +25,7 @@ __all__ = [
     "cluster_label_heatmap",
     "comparison",
     "cross_table",
+    "dot_plot",
     "knee_plot",
     "loss_curve_svg",
     "loss_curves",

@@ -29,6 +29,7 @@ from neumf_assets.core.report.palette import category_names, colour_map, ordered
 from neumf_assets.core.report.plots.basis import Categories
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 
@@ -150,6 +151,63 @@ def _dress_heatmap(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> N
     axes.tick_params(which="minor", length=0)
     for spine in axes.spines.values():
         spine.set_color(RULE)
+
+
+def dot_plot(dots: pd.DataFrame, clusters: Sequence[str], image_format: ImageFormat = "png") -> bytes:
+    """Genes by cluster: the size of a dot is the share of cells that show the gene, its colour the mean.
+
+    Parameters
+    ----------
+    dots
+        ``cluster``, ``gene``, ``mean``, ``share``; genes in the order in which they are drawn. The mean is relative to
+        the gene's largest.
+    clusters
+        Rows, from the top.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    genes = list(dict.fromkeys(dots["gene"]))
+    mean, share = (
+        dots.pivot_table(index="cluster", columns="gene", values=name, sort=False).reindex(
+            index=list(clusters), columns=genes
+        )
+        for name in ("mean", "share")
+    )
+    relative = (mean / mean.max().replace(0, 1)).to_numpy(float)
+    rows = [short_text(name, 22) for name in clusters]
+    cell, left = 0.19, 0.35 + 0.07 * max([len(name) for name in rows], default=1)
+    top = 0.25 + 0.065 * max([len(short_text(name, 16)) for name in genes], default=1)
+    width, height = max(left + cell * len(genes) + 0.2, 3.2), top + cell * len(rows) + 0.55
+    figure = new_figure(width, height)
+    box = (left / width, 0.55 / height, cell * len(genes) / width, cell * len(rows) / height)
+    axes = figure.add_axes(box)
+    colours = LinearSegmentedColormap.from_list("mean", ["#E6E6E6", "#F0B27A", "#D55E00", "#7A2E00"])
+    x, y = np.meshgrid(np.arange(len(genes)), np.arange(len(rows)))
+    axes.scatter(
+        x.ravel(),
+        y.ravel(),
+        s=95 * np.nan_to_num(share.to_numpy(float)).ravel(),
+        c=np.nan_to_num(relative).ravel(),
+        cmap=colours,
+        vmin=0,
+        vmax=1,
+        linewidths=0,
+    )
+    axes.set(xlim=(-0.6, len(genes) - 0.4), ylim=(len(rows) - 0.4, -0.6))
+    axes.set_xticks(range(len(genes)), [short_text(name, 16) for name in genes], rotation=90)
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0, labelsize=SMALL - 1, labelcolor=INK)
+    for spine in axes.spines.values():
+        spine.set_color(RULE)
+    figure.text(
+        0.1 / width,
+        0.2 / height,
+        "size: share of cells; colour: mean, relative to the gene's largest",
+        fontsize=SMALL,
+        color=FAINT,
+    )
+    return export(figure, image_format)
 
 
 def cross_table(rows: Categories, columns: Categories) -> tuple[list[str], list[str], npt.NDArray[np.int64]]:
