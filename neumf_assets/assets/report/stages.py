@@ -360,16 +360,21 @@ def _report(arms: list[Arm], sweep: bool) -> Stage:
         """The study on one page, to read and to send: a self-contained HTML file, and `summary.json`.
 
         Quality control, training curves, maps of all arms, their comparison, held-out deviance beside the
-        baselines, top genes and markers, and what was run. The JSON holds the same figures for programs.
+        baselines, top genes and markers, labels, conditions, and what was run. `summary.json` holds the same
+        figures for programs, `*_mqc.json` those of datasets and arms for MultiQC.
         """
         from neumf_assets.assets.report.content import report_content
         from neumf_assets.core.report.html.page import report_html
+        from neumf_assets.core.report.multiqc import multiqc_files
 
         scores: dict[str, ArmScores] = {arm: arm_scores(step, arm) for arm in arms}
         summary = _summary(step, scores, best_arm(step, arms))
         html = report_html(report_content(step, scores))
+        tables = multiqc_files(summary)
 
         def save(folder: Path) -> None:
+            for name, table in tables.items():
+                (folder / name).write_text(json.dumps(table, indent=1))
             (folder / "report.html").write_text(html, encoding="utf-8")
             (folder / "summary.json").write_text(json.dumps(summary, indent=1))
 
@@ -377,7 +382,7 @@ def _report(arms: list[Arm], sweep: bool) -> Stage:
             save,
             {"best_arm": summary["best_arm"], "datasets": len(summary["datasets"])},
             tables={"scores of the arms": arms_table(summary["arms"])},
-            publish={"report.html": "report.html", "summary.json": "summary.json"},
+            publish={name: name for name in ("report.html", "summary.json", *tables)},
         )
 
     return report

@@ -67,7 +67,7 @@ def export_csv(
         file.write(header.write_csv().encode())
         for start in range(0, len(genes), block):
             part = np.asarray(dense[:, start : start + block], dtype=np.float32)
-            table = pl.from_numpy(np.ascontiguousarray(part.T), schema=header.columns[1:])
+            table = pl.from_numpy(np.ascontiguousarray(part.T), schema=header.columns[1:], orient="row")
             names = pl.Series("", harmless(genes[start : start + block]))
             file.write(table.insert_column(0, names).write_csv(include_header=False).encode())
     return path

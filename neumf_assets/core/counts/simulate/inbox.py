@@ -87,7 +87,7 @@ def _counts_csv(dataset: SimulatedDataset) -> bytes:
 
     adata = dataset.counts
     genes = pl.Series("", adata.var["original_name"].to_numpy(dtype=str))
-    table = pl.from_numpy(adata.X.toarray().T, schema=list(adata.obs_names))
+    table = pl.from_numpy(adata.X.toarray().T, schema=list(adata.obs_names), orient="row")
     text = table.insert_column(0, genes).write_csv(include_header=False).encode()
     header = ("," + ",".join(adata.obs_names) + "\n").encode()  # polars would quote the empty corner
     return gzip.compress(header + text, compresslevel=4, mtime=0)

@@ -25,7 +25,7 @@ def dense(tmp_path: Path) -> tuple[zarr.Array, list[str], list[str]]:
 
 
 @pytest.mark.parametrize("name", ["dense.csv", "dense.csv.gz"])
-@pytest.mark.parametrize("bytes_at_once", [1, 700, 10**9])
+@pytest.mark.parametrize("bytes_at_once", [1, 700, 4 * 23 * 23, 10**9])  # the third: as many genes as cells
 def test_csv_is_gene_by_cell_with_names(tmp_path: Path, name: str, bytes_at_once: int) -> None:
     array, cells, genes = dense(tmp_path)
     path = export_csv(array, cells, genes, tmp_path / "out" / name, bytes_at_once=bytes_at_once)

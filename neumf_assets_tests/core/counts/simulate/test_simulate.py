@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 from anndata import concat
 from hypothesis import given, settings
@@ -373,6 +374,17 @@ def test_inbox_holds_the_simulated_counts_and_labels(tmp_path):
         labels = (path.parent / f"{dataset.name}.labels.csv").read_text().splitlines()
         assert labels[0] == "cell,cell_type"
         assert labels[1:] == [f"{c},{t}" for c, t in dataset.counts.obs["cell_type"].items()]
+
+
+def test_as_many_cells_as_genes_are_written_the_right_way_round(tmp_path):
+    square = SimulatorSettings.model_validate(
+        {"datasets": [["ctrl", 400, "control"]], "genes": 400, "seed": 1, "target_zero_share": 0.9}
+    )
+    (path,) = write_inbox(square, tmp_path)
+    expected = simulate_study(square)["ctrl"].counts
+    table = pl.read_csv(path, has_header=True)
+    assert table.columns[1:] == list(expected.obs_names)
+    np.testing.assert_array_equal(table[:, 1:].to_numpy(), expected.X.toarray().T)
 
 
 def test_inbox_is_left_alone_when_nothing_changed_and_mended_when_damaged(tmp_path):
