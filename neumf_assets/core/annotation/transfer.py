@@ -14,7 +14,7 @@ import pandas as pd
 
 from neumf_assets.core.annotation.settings import LabelSettings
 from neumf_assets.core.annotation.support import mutual_support
-from neumf_assets.core.cells.neighbours import find_references
+from neumf_assets.core.cells.neighbours import find_references, row_blocks
 from neumf_assets.core.errors import NeumfError
 
 UNKNOWN = "unknown"
@@ -210,15 +210,16 @@ class _Transfer:
         if not len(queries) or not len(references):
             return
         references = self._drawn(references)
-        own = self.codes[references]
-        shares = self._neighbours(queries, references) + self._regression(queries, references)
-        shares /= shares.sum(axis=1, keepdims=True)
         support = self._support(queries, references)
-        code = shares.argmax(axis=1)
-        named = (self.codes[queries] < 0) | np.isin(self.codes[queries], own)
-        rows = queries[named]
-        votes.code[rows], votes.vote[rows] = code[named], shares.max(axis=1)[named]
-        votes.support[rows] = support[named]
+        regression = self._regression(references)
+        named = (self.codes[queries] < 0) | np.isin(self.codes[queries], self.codes[references])
+        for block in row_blocks(len(queries)):
+            rows = queries[block]
+            shares = (self._neighbours(rows, references) + regression(rows)) / 2
+            kept = named[block]
+            votes.code[rows[kept]] = shares.argmax(axis=1)[kept]
+            votes.vote[rows[kept]] = shares.max(axis=1)[kept]
+        votes.support[queries[named]] = support[named]
 
     def _drawn(self, references: np.ndarray) -> np.ndarray:
         """So many references at most; of every label as many, the rare ones whole."""
@@ -242,19 +243,25 @@ class _Transfer:
         np.add.at(shares, (np.arange(len(queries))[:, None], self.codes[references][near]), weights)
         return shares / shares.sum(axis=1, keepdims=True)
 
-    def _regression(self, queries: np.ndarray, references: np.ndarray) -> np.ndarray:
+    def _regression(self, references: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """What gives each label's share for some cells, learnt from the references."""
         from sklearn.linear_model import LogisticRegression
 
         own = self.codes[references]
-        shares = np.zeros((len(queries), self.n))
-        if len(np.unique(own)) < 2:
-            shares[:, own[0]] = 1
-            return shares
+        labels = np.unique(own)
+        if len(labels) < 2:
+            alone = np.eye(self.n)[labels]
+            return lambda queries: np.repeat(alone, len(queries), axis=0)
         known = self.points[references].astype(np.float64)
         middle, spread = known.mean(axis=0), known.std(axis=0)
         spread[spread == 0] = 1
         model = LogisticRegression(max_iter=300).fit((known - middle) / spread, own)
-        shares[:, model.classes_] = model.predict_proba((self.points[queries] - middle) / spread)
+
+        def shares(queries: np.ndarray) -> np.ndarray:
+            found = np.zeros((len(queries), self.n))
+            found[:, model.classes_] = model.predict_proba((self.points[queries] - middle) / spread)
+            return found
+
         return shares
 
 

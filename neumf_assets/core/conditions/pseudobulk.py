@@ -73,6 +73,7 @@ def pseudobulk(parts: Mapping[str, Cells], group: np.ndarray, n_groups: int, gen
             taken = np.flatnonzero(own >= 0)
             ones = np.ones(taken.size, dtype=np.int64)
             adding = sp.csr_matrix((ones, (own[taken], taken)), shape=(n_groups, stop - start))
-            total += np.asarray((adding @ rows.astype(np.int64)).todense())[:, columns]
+            found = np.unique(own[taken])  # of all types and samples a block has few
+            total[found] += (adding[found] @ rows.astype(np.int64)).toarray()[:, columns]
         first += part.shape[0]
     return total
