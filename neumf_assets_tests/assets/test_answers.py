@@ -43,6 +43,7 @@ evaluation: {{baselines: [gene_mean]}}
 clusters: {{resolutions: [0.4], default_resolution: 0.4, seeds: [0], methods: [leiden]}}
 umap: {{n_epochs: 10}}
 conditions: {{reference: rest}}
+markers: {{lists: {lists}}}
 """
 
 
@@ -61,10 +62,21 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, pd.Series]
         use_home(patch, root / "home")
         home = Home.from_environment()
         home.prepare()
-        (home.studies / "answers.yaml").write_text(STUDY.format(inbox=root / "inbox"))
+        (home.studies / "answers.yaml").write_text(
+            STUDY.format(inbox=root / "inbox", lists=json.dumps(marker_lists()))
+        )
         console = Console(record=True, width=200)
         assert run_study("answers", None, console) == 0, console.export_text()
     return home, truth
+
+
+def marker_lists() -> dict[str, list[str]]:
+    """The simulator's own markers of two types, and a gene that is nowhere."""
+    truth = simulate_study(SIMULATED)["ifn1"].truth
+    return {
+        name: [truth.symbols[gene] for gene in truth.markers[name]] + ["NOWHERE"]
+        for name in ("CD14 Mono", "B")
+    }
 
 
 def results(answered: tuple[Home, pd.Series]) -> Path:
@@ -92,6 +104,20 @@ def test_the_genes_of_the_response_are_found(answered: tuple[Home, pd.Series]) -
     planted = {truth.symbols[gene] for genes in raised for gene in genes}
     assert len(found & planted) >= 5
     assert len(found & planted) / len(found) > 0.8
+
+
+def test_clusters_get_names_by_lists_of_genes(answered: tuple[Home, pd.Series]) -> None:
+    home = answered[0]
+    markers = home.store().get(("answers", "markers"))
+    suggested = pd.read_parquet(markers.path / "suggested.parquet").set_index("cluster")["suggested"]
+    whole = ad.read_h5ad(results(answered) / "integrated.h5ad").obs
+    main = pd.crosstab(whole["leiden"], whole["predicted_cell_type"]).idxmax(axis=1)
+    for name in ("CD14 Mono", "B"):
+        assert name in set(suggested), "the type has a cluster"
+        assert name in set(main[suggested.index[suggested == name]])
+    assert "Suggested name" in (results(answered) / "report.html").read_text()
+    by_label = pd.read_parquet(results(answered) / "label_markers.parquet")
+    assert set(by_label.loc[by_label["cluster"] == "B", "gene"].head(5)) & set(marker_lists()["B"])
 
 
 def test_composition_is_of_samples(answered: tuple[Home, pd.Series]) -> None:

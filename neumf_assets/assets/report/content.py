@@ -64,6 +64,7 @@ def report_content(step: Step, scores: Mapping[str, ArmScores]) -> ReportContent
         sweep=_sweep(step),
         markers=_markers(step, "markers"),
         marker_dots=read_table(step.one("markers"), "dots"),
+        suggested=_suggested(step),
         label_markers=_markers(step, "label_markers"),
         label_dots=_label_dots(step),
         markers_arm=step.one("markers").manifest.figures["arm"],
@@ -196,6 +197,14 @@ def _evaluation(step: Step, name: str) -> DatasetEvaluation:
         predicted=[item["predicted"] for item in bins] or None,
         observed=[item["observed"] for item in bins] or None,
     )
+
+
+def _suggested(step: Step) -> dict[str, str]:
+    artifact = step.one("markers")
+    if not (artifact.path / "suggested.parquet").exists():
+        return {}
+    table = read_table(artifact, "suggested")
+    return dict(zip(table["cluster"], table["suggested"], strict=True))
 
 
 def _label_dots(step: Step) -> pd.DataFrame | None:

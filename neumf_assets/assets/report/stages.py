@@ -191,14 +191,18 @@ def _markers(arms: list[Arm]) -> Stage:
         with stored_counts(step) as parts:
             counts = StackedCounts.of(parts)
             tables = {name: _marked(counts, group, step) for name, group in groups.items()}
+            names = _suggested(counts, groups[""], step)
             tested = "yes" if counts.whole else "no: the values are no counts"
         found, dots = tables[""]
         top = found[found["rank"] <= 3].groupby("cluster")["gene"].agg(", ".join)
         return Product(
-            lambda folder: _save_markers(folder, tables),
+            lambda folder: _save_markers(folder, tables, names),
             {"arm": arm, "clusters": int(found["cluster"].nunique()), "tested": tested, "rows": len(found)},
             pictures=_dot_picture(dots),
-            tables={"top markers": [{"cluster": c, "genes": g} for c, g in top.items()]},
+            tables={
+                "top markers": [{"cluster": c, "genes": g} for c, g in top.items()],
+                "suggested names": _suggestions(names),
+            },
             publish={f"{name}markers.parquet": f"{name}markers.parquet" for name in tables},
         )
 
@@ -230,7 +234,35 @@ def _marked(counts: StackedCounts, groups: pd.Series, step: Step) -> tuple[pd.Da
     return found, marker_dots(counts, counts.genes, groups, first, step.study.markers)
 
 
-def _save_markers(folder: Path, tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> None:
+def _suggestions(names: pd.DataFrame | None) -> list[dict[str, Any]]:
+    if names is None:
+        return []
+    rows = names.round(2).astype(object).where(names.notna(), "").to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
+
+
+def _suggested(counts: StackedCounts, clusters: pd.Series, step: Step) -> pd.DataFrame | None:
+    """Names for the clusters by the lists of genes in the settings, where there are any."""
+    from neumf_assets.core.annotation.marker_lists import listed_genes, suggest_names
+    from neumf_assets.core.cells.markers import marker_dots
+
+    lists = step.study.markers.lists
+    if not lists or not counts.whole:
+        return None
+    chosen = listed_genes(lists, counts.genes)
+    wanted = {gene.removeprefix("-") for genes in lists.values() for gene in genes}
+    if missing := sorted(wanted - set(chosen)):
+        step.log.warning(f"markers.lists names genes that not every dataset has: {', '.join(missing)}.")
+    if not chosen:
+        return None
+    return suggest_names(marker_dots(counts, counts.genes, clusters, chosen, step.study.markers), lists)
+
+
+def _save_markers(
+    folder: Path, tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], names: pd.DataFrame | None
+) -> None:
+    if names is not None:
+        names.to_parquet(folder / "suggested.parquet", index=False)
     for name, (found, dots) in tables.items():
         found.to_parquet(folder / f"{name}markers.parquet", index=False)
         dots.to_parquet(folder / f"{name}dots.parquet", index=False)

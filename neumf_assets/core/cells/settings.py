@@ -290,6 +290,11 @@ class MarkerSettings(Settings):
         le=1,
         description="Genes with a larger Benjamini-Hochberg adjusted p-value are not listed.",
     )
+    lists: dict[str, tuple[str, ...]] = Field(
+        default={},
+        description="Genes that mark cell types, by the type's name, as {B: [CD79A, MS4A1], NK: [GNLY, -CD3D]}; a "
+        "minus says that the type does not show the gene. Names for clusters are suggested by them.",
+    )
     seed: Seed = Field(default=0, description="Seed of that draw.")
 
 

@@ -197,7 +197,8 @@ class ReportContent:
     ``created`` is a time as text (the renderer never looks at the clock). ``qc_thresholds`` may bound
     ``total_counts``, ``genes_per_cell`` and ``mito_share``. ``markers`` belong to the clusters of
     ``markers_arm``, ``label_markers`` to the cells' labels; ``marker_dots`` and ``label_dots`` say how the first of
-    them are expressed everywhere (``cluster``, ``gene``, ``mean``, ``share``).
+    them are expressed everywhere (``cluster``, ``gene``, ``mean``, ``share``). ``suggested``: names for clusters by
+    lists of genes.
     """
 
     study: str
@@ -214,6 +215,7 @@ class ReportContent:
     markers: Mapping[str, Sequence[MarkerGene]] = field(default_factory=dict)
     markers_arm: str = ""
     marker_dots: pd.DataFrame | None = None
+    suggested: Mapping[str, str] = field(default_factory=dict)
     label_markers: Mapping[str, Sequence[MarkerGene]] = field(default_factory=dict)
     label_dots: pd.DataFrame | None = None
     labels: LabelResults | None = None

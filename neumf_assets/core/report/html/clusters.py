@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.core.report import plots
@@ -33,17 +34,21 @@ def clusters_section(content: ReportContent) -> dict[str, Any] | None:
         "title": "Clusters",
         "kind": "clusters",
         "arm": arm_title(arm.name),
-        "table": _cluster_table(arm),
+        "table": _cluster_table(arm, content.suggested if arm.name == content.markers_arm else {}),
         "pictures": pictures,
     }
 
 
-def _cluster_table(arm: ArmResult) -> Table:
+def _cluster_table(arm: ArmResult, suggested: Mapping[str, str]) -> Table:
     assert arm.cluster is not None
     clusters = category_names(arm.cluster)
     names = ordered(clusters)
     size = {name: clusters.count(name) for name in names}
     columns, cells = ["Cells"], {n: [Cell(number(size[n]), percent(size[n] / len(clusters)))] for n in names}
+    if suggested:
+        columns.append("Suggested name")
+        for n in names:
+            cells[n].append(Cell(suggested.get(n) or "–"))
     for title, values in (("Most frequent label", arm.label), ("", arm.dataset)):
         if values is None:
             continue
