@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neumf_assets.assets.answers.labels import named_cells
 from neumf_assets.assets.arms import delivered_clusters
-from neumf_assets.assets.inputs import all_genes_of_kept_cells, best_arm, read_cell_columns, read_table
+from neumf_assets.assets.inputs import all_genes_of_kept_cells, best_arm, read_cell_columns
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 
 if TYPE_CHECKING:
@@ -75,18 +76,15 @@ def _groups(step: Step, arms: Sequence[str]) -> _Groups:
     """Types by label, given or carried over, where there are labels; else the best arm's clusters."""
     import pandas as pd
 
-    from neumf_assets.core.annotation.transfer import UNKNOWN
     from neumf_assets.core.cells.files.store import CellEmbedding
     from neumf_assets.core.conditions.samples import design_of
 
     arm = best_arm(step, arms)
     cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path).cells
     design = design_of(cells, step.study.conditions)
-    labels = read_table(step.one("cell_labels"), "cell_labels")
-    if labels["predicted"].notna().any():
-        kind = "labels"
-        named = labels["label"].astype(object).where(labels["label"].notna(), labels["predicted"])
-        values = named.where(named != UNKNOWN, None).to_numpy(object)
+    named = named_cells(step)
+    if named is not None:
+        kind, values = "labels", named.to_numpy(object)
     else:
         clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
         kind = f"clusters of {arm}"

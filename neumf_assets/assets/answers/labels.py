@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neumf_assets.assets.inputs import best_arm
+from neumf_assets.assets.inputs import best_arm, read_table
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from neumf_assets.core.annotation.transfer import LabelTransfer
 
 COLUMN, RIGHT, HELD_OUT, UNKNOWN = "label column", "right", "held out", "unknown"
@@ -67,6 +69,17 @@ def labels_stage(arms: Sequence[str]) -> Stage:
         )
 
     return cell_labels
+
+
+def named_cells(step: Step) -> pd.Series | None:
+    """Every cell's label, given or carried over, missing for the unknown; None where the study has no labels."""
+    from neumf_assets.core.annotation.transfer import UNKNOWN as NOT_KNOWN
+
+    labels = read_table(step.one("cell_labels"), "cell_labels")
+    if labels["predicted"].isna().all():
+        return None
+    named = labels["label"].astype(object).where(labels["label"].notna(), labels["predicted"])
+    return named.where(named != NOT_KNOWN, None)
 
 
 def _figures(found: LabelTransfer, arm: str, column: str) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""Marker genes of clusters and labels, and names suggested by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neumf_assets.assets.answers.labels import named_cells
+from neumf_assets.assets.arms import delivered_clusters
+from neumf_assets.assets.inputs import best_arm, read_cell_columns, stored_counts
+from neumf_assets.assets.stage import Product, Stage, Step, stage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neumf_assets.core.counts.stored import StackedCounts
+
+_DOTS = 3
+"""Markers of each cluster in the dot plot."""
+
+
+def markers_stage(arms: Sequence[str]) -> Stage:
+    """The marker genes of the best arm's clusters, and of labels."""
+
+    @stage(
+        group="report",
+        inputs=("gene_space", "counts", "comparison", "cell_labels", *(f"{arm}/clusters" for arm in arms)),
+        settings=("markers",),
+        version="2",
+        kinds=("parquet",),
+        columns=(
+            ("cluster", "string", "cluster of the best arm; a label in label_markers.parquet"),
+            ("rank", "int", "1 is the strongest marker"),
+            ("gene", "string", "name of the gene"),
+            ("score", "float", "z of the Wilcoxon rank sum test"),
+            ("log2_fold_change", "float", "of normalised counts, inside against outside"),
+            ("p_adjusted", "float", "of the test, adjusted after Benjamini and Hochberg"),
+            ("share_in", "float", "share of the cluster's tested cells in which the gene was seen"),
+            ("share_out", "float", "share of the other tested cells in which it was seen"),
+        ),
+    )
+    def markers(step: Step) -> Product:
+        """Genes that mark each cluster of the best arm, and each label, tested on raw counts.
+
+        Wilcoxon rank sum test of each cluster against all other cells. Never on predicted values: smoothing
+        makes differences look surer than they are; nor on values that are no counts
+        (`read.allow_normalised`): none are listed then.
+        """
+        from neumf_assets.core.counts.stored import StackedCounts
+
+        arm = best_arm(step, arms)
+        clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
+        groups = {"": clusters[delivered_clusters(clusters)]} | _by_label(step)
+        with stored_counts(step) as parts:
+            counts = StackedCounts.of(parts)
+            tables = {name: _marked(counts, group, step) for name, group in groups.items()}
+            names = _suggested(counts, groups[""], step)
+            tested = "yes" if counts.whole else "no: the values are no counts"
+        found, dots = tables[""]
+        top = found[found["rank"] <= 3].groupby("cluster")["gene"].agg(", ".join)
+        return Product(
+            lambda folder: _save_markers(folder, tables, names),
+            {"arm": arm, "clusters": int(found["cluster"].nunique()), "tested": tested, "rows": len(found)},
+            pictures=_dot_picture(dots),
+            tables={
+                "top markers": [{"cluster": c, "genes": g} for c, g in top.items()],
+                "suggested names": _suggestions(names),
+            },
+            publish={f"{name}markers.parquet": f"{name}markers.parquet" for name in tables},
+        )
+
+    return markers
+
+
+def _by_label(step: Step) -> dict[str, pd.Series]:
+    """The label of every cell, where there are labels; cells that stay unknown are no group."""
+    from neumf_assets.core.cells.clustering import NOISE
+
+    named = named_cells(step)
+    return {} if named is None else {"label_": named.where(named.notna(), NOISE)}
+
+
+def _marked(counts: StackedCounts, groups: pd.Series, step: Step) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The markers of groups of cells, and how the first of each are expressed in all."""
+    from neumf_assets.core.cells.markers import find_markers, marker_dots, no_markers
+
+    if not counts.whole:
+        return no_markers(), no_markers()[[]]
+    found = find_markers(counts, counts.genes, groups, step.study.markers)
+    first = list(dict.fromkeys(found.loc[found["rank"] <= _DOTS, "gene"]))
+    if not first:
+        return found, found[[]]
+    return found, marker_dots(counts, counts.genes, groups, first, step.study.markers)
+
+
+def _suggestions(names: pd.DataFrame | None) -> list[dict[str, Any]]:
+    if names is None:
+        return []
+    rows = names.round(2).astype(object).where(names.notna(), "").to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
+
+
+def _suggested(counts: StackedCounts, clusters: pd.Series, step: Step) -> pd.DataFrame | None:
+    """Names for the clusters by the lists of genes in the settings, where there are any."""
+    from neumf_assets.core.annotation.marker_lists import listed_genes, suggest_names
+    from neumf_assets.core.cells.markers import marker_dots
+
+    lists = step.study.markers.lists
+    if not lists or not counts.whole:
+        return None
+    chosen = listed_genes(lists, counts.genes)
+    wanted = {gene.removeprefix("-") for genes in lists.values() for gene in genes}
+    if missing := sorted(wanted - set(chosen)):
+        step.log.warning(f"markers.lists names genes that not every dataset has: {', '.join(missing)}.")
+    if not chosen:
+        return None
+    return suggest_names(marker_dots(counts, counts.genes, clusters, chosen, step.study.markers), lists)
+
+
+def _save_markers(
+    folder: Path, tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], names: pd.DataFrame | None
+) -> None:
+    if names is not None:
+        names.to_parquet(folder / "suggested.parquet", index=False)
+    for name, (found, dots) in tables.items():
+        found.to_parquet(folder / f"{name}markers.parquet", index=False)
+        dots.to_parquet(folder / f"{name}dots.parquet", index=False)
+
+
+def _dot_picture(dots: pd.DataFrame) -> dict[str, str]:
+    from neumf_assets.core.report.image import markdown_image
+    from neumf_assets.core.report.palette import ordered
+    from neumf_assets.core.report.plots.scores import dot_plot
+
+    if dots.empty:
+        return {}
+    picture = dot_plot(dots, ordered(dots["cluster"]))
+    return {"markers in all clusters": markdown_image(picture, "dot plot of marker genes")}
