@@ -32,11 +32,12 @@ from neumf_assets.core.cells.files.store import CellEmbedding
 from neumf_assets.core.cells.neighbours import find_cross_neighbours
 from neumf_assets.core.conditions.composition import compare_composition
 from neumf_assets.core.conditions.differential import find_differences
-from neumf_assets.core.conditions.pseudobulk import pseudobulk, shared_genes
-from neumf_assets.core.conditions.samples import design_of
+from neumf_assets.core.conditions.pseudobulk import pseudobulk
+from neumf_assets.core.conditions.samples import CellGroups, design_of
 from neumf_assets.core.conditions.settings import ConditionSettings
 from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
+from neumf_assets.core.counts.stack import shared_genes
 
 ARMS = ("pca", "harmony", "ineumf")
 VOTERS, FEWEST = 15, 20
@@ -132,25 +133,22 @@ class _Kang:
 
         read = {name: ad.read_h5ad(REAL / f"{name}.h5ad") for name in ("ctrl", "stim")}
         self.parts = {name: _Rows(data) for name, data in read.items()}
-        self.genes = shared_genes(self.parts)
+        self.genes = pd.Index(shared_genes(self.parts))
         self.cells = pd.concat(
             [data.obs.assign(dataset=name) for name, data in read.items()], ignore_index=True
         )
-        codes, names = pd.factorize(self.cells[LABELS].astype(str), sort=True)
-        self.codes, self.types = codes, [str(name) for name in names]
+        self.types = sorted(self.cells[LABELS].astype(str).unique())
 
     def compared(self, condition: np.ndarray, types: list[str]) -> tuple[Any, pd.DataFrame]:
         """Differences of some types, and the tests of composition."""
         settings = ConditionSettings(replicate="donor")
         design = design_of(self.cells.assign(condition=condition), settings)
-        n, size = len(design.samples), len(design.samples) * len(self.types)
-        group = np.where(design.of_cell >= 0, self.codes * n + design.of_cell, -1)
-        counts = pseudobulk(self.parts, group, size, self.genes)
-        number = np.bincount(group[group >= 0], minlength=size).reshape(-1, n)
-        rows = [self.types.index(name) for name in types]
+        groups, n = CellGroups.of(self.cells[LABELS].astype(str), design), len(design.samples)
+        counts = pseudobulk(self.parts, groups.position, groups.cells.size, self.genes)
+        rows = [groups.names.index(name) for name in types]
         chosen = np.concatenate([counts[row * n : (row + 1) * n] for row in rows])
-        found = find_differences(chosen, number[rows], self.genes, types, design, settings)
-        return found, compare_composition(number, self.types, design, settings)
+        found = find_differences(chosen, groups.cells[rows], self.genes, types, design, settings)
+        return found, compare_composition(groups.cells, groups.names, design, settings)
 
 
 def condition_rows() -> Iterator[dict[str, Any]]:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from neumf_assets.core.annotation.transfer import LabelTransfer
     from neumf_assets.core.conditions.differential import Differences
-    from neumf_assets.core.conditions.samples import Design
+    from neumf_assets.core.conditions.samples import CellGroups
+    from neumf_assets.core.conditions.settings import ConditionSettings
     from neumf_assets.core.liger.chain import LigerResult
     from neumf_assets.core.neumf.model import NeuMFModel
 
@@ -260,10 +261,11 @@ def composition(
     """
     from neumf_assets.core.conditions.composition import compare_composition, shares
 
-    design, types, group = _grouped(data, groupby, condition, replicate, settings)
-    cells = _numbers(group, len(types), design)
-    return shares(cells, types, design), compare_composition(
-        cells, types, design, _condition_settings(condition, replicate, settings)
+    chosen = _condition_settings(condition, replicate, settings)
+    found = _groups(data, groupby, chosen)
+    return (
+        shares(found.cells, found.names, found.design),
+        compare_composition(found.cells, found.names, found.design, chosen),
     )
 
 
@@ -287,44 +289,28 @@ def differential_expression(
     from neumf_assets.core.conditions.differential import find_differences
     from neumf_assets.core.conditions.pseudobulk import pseudobulk
 
-    design, types, group = _grouped(data, groupby, condition, replicate, settings)
+    chosen = _condition_settings(condition, replicate, settings)
+    found = _groups(data, groupby, chosen)
     parts = {"data": _Rows(counts_of(data, layer), data.var_names)}
-    counts = pseudobulk(parts, group, len(types) * len(design.samples), data.var_names)
     return find_differences(
-        counts,
-        _numbers(group, len(types), design),
+        pseudobulk(parts, found.position, found.cells.size, data.var_names),
+        found.cells,
         data.var_names,
-        types,
-        design,
-        _condition_settings(condition, replicate, settings),
+        found.names,
+        found.design,
+        chosen,
         progress=progress,
     )
 
 
-def _condition_settings(condition: str, replicate: str, settings: dict[str, Any]) -> Any:
+def _condition_settings(condition: str, replicate: str, settings: dict[str, Any]) -> ConditionSettings:
     from neumf_assets.core.conditions.settings import ConditionSettings
 
     return ConditionSettings.model_validate({"column": condition, "replicate": replicate, **settings})
 
 
-def _grouped(
-    data: ad.AnnData, groupby: str, condition: str, replicate: str, settings: dict[str, Any]
-) -> tuple[Design, list[str], np.ndarray]:
-    """The samples, the types, and each cell's position among types × samples."""
-    from neumf_assets.core.conditions.samples import design_of
+def _groups(data: ad.AnnData, groupby: str, settings: ConditionSettings) -> CellGroups:
+    from neumf_assets.core.conditions.samples import CellGroups, design_of
 
-    values = column_of(data, groupby)
-    cells = data.obs.reset_index(drop=True)
-    design = design_of(cells, _condition_settings(condition, replicate, settings))
-    codes, types = pd.factorize(values.astype(object).where(values.notna(), None).to_numpy(object), sort=True)
-    inside = (codes >= 0) & (design.of_cell >= 0)
-    return (
-        design,
-        [str(name) for name in types],
-        np.where(inside, codes * len(design.samples) + design.of_cell, -1),
-    )
-
-
-def _numbers(group: np.ndarray, types: int, design: Design) -> np.ndarray:
-    samples = len(design.samples)
-    return np.bincount(group[group >= 0], minlength=types * samples).reshape(types, samples)
+    types = column_of(data, groupby)
+    return CellGroups.of(types, design_of(data.obs.reset_index(drop=True), settings))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,9 @@ from neumf_assets.assets.inputs import all_genes_of_kept_cells, best_arm, read_c
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
-    from neumf_assets.core.conditions.samples import Design
+    from neumf_assets.core.conditions.samples import CellGroups
 
 COMPARED, GROUPS, REFERENCE = "compared", "groups", "reference"
 CHANGED, FOUND = "types that change", "genes found"
@@ -35,62 +33,29 @@ def _upstream(arms: Sequence[str]) -> tuple[str, ...]:
     return ("gene_space", "comparison", "cell_labels", *own)
 
 
-@dataclass(frozen=True)
-class _Groups:
-    """The cells of a study by type and sample: codes of types (-1: none), names, and the design."""
+def _groups(step: Step, arms: Sequence[str]) -> tuple[CellGroups, dict[str, Any]]:
+    """The cells by type and sample, and what was compared, for the metadata.
 
-    kind: str
-    names: list[str]
-    of_cell: np.ndarray
-    design: Design
-
-    @property
-    def cells(self) -> np.ndarray:
-        """Cell types × samples: numbers of cells."""
-        import numpy as np
-
-        shape = (len(self.names), len(self.design.samples))
-        return np.bincount(self.group[self.group >= 0], minlength=shape[0] * shape[1]).reshape(shape)
-
-    @property
-    def group(self) -> np.ndarray:
-        """Each cell's position among types × samples; -1 for cells that belong to none."""
-        import numpy as np
-
-        sample = self.design.of_cell
-        inside = (self.of_cell >= 0) & (sample >= 0)
-        return np.where(inside, self.of_cell * len(self.design.samples) + sample, -1)
-
-    def figures(self) -> dict[str, Any]:
-        """What was compared, for the metadata."""
-        return {
-            COMPARED: "yes",
-            GROUPS: self.kind,
-            REFERENCE: self.design.reference,
-            "samples": len(self.design.samples),
-            "assumed": "; ".join(self.design.assumed),
-        }
-
-
-def _groups(step: Step, arms: Sequence[str]) -> _Groups:
-    """Types by label, given or carried over, where there are labels; else the best arm's clusters."""
-    import pandas as pd
-
+    Types are labels, given or carried over, where there are labels; else the best arm's clusters.
+    """
     from neumf_assets.core.cells.files.store import CellEmbedding
-    from neumf_assets.core.conditions.samples import design_of
+    from neumf_assets.core.conditions.samples import CellGroups, design_of
 
     arm = best_arm(step, arms)
-    cells = CellEmbedding.load(step.one(f"{arm}/cell_embedding").path).cells
-    design = design_of(cells, step.study.conditions)
-    named = named_cells(step)
-    if named is not None:
-        kind, values = "labels", named.to_numpy(object)
-    else:
+    design = design_of(
+        CellEmbedding.load(step.one(f"{arm}/cell_embedding").path).cells, step.study.conditions
+    )
+    kind, types = "labels", named_cells(step)
+    if types is None:
         clusters = read_cell_columns(step.one(f"{arm}/clusters"), "clusters")
-        kind = f"clusters of {arm}"
-        values = ("cluster " + clusters[delivered_clusters(clusters)].astype(str)).to_numpy(object)
-    codes, names = pd.factorize(values, sort=True)
-    return _Groups(kind, [str(name) for name in names], codes, design)
+        kind, types = f"clusters of {arm}", "cluster " + clusters[delivered_clusters(clusters)].astype(str)
+    return CellGroups.of(types, design), {
+        COMPARED: "yes",
+        GROUPS: kind,
+        REFERENCE: design.reference,
+        "samples": len(design.samples),
+        "assumed": "; ".join(design.assumed),
+    }
 
 
 def _composition(arms: Sequence[str]) -> Stage:
@@ -122,7 +87,7 @@ def _composition(arms: Sequence[str]) -> Stage:
         from neumf_assets.core.report.plots.conditions import composition_bars
 
         try:
-            groups = _groups(step, arms)
+            groups, told = _groups(step, arms)
         except NothingToCompare as reason:
             return _nothing(composition, str(reason))
         table = shares(groups.cells, groups.names, groups.design)
@@ -130,7 +95,7 @@ def _composition(arms: Sequence[str]) -> Stage:
         changed = tested[tested["p_adjusted"] <= step.study.conditions.max_adjusted_p]
         return Product(
             lambda folder: _save(folder, {"composition": table, "composition_tests": tested}),
-            {**groups.figures(), CHANGED: len(changed), "rows": len(table)},
+            {**told, CHANGED: len(changed), "rows": len(table)},
             pictures={
                 "composition": markdown_image(composition_bars(table), "share of cell types in every sample")
             },
@@ -171,23 +136,24 @@ def _differential_expression(arms: Sequence[str]) -> Stage:
         pairs where replicates were measured under both conditions. Types without replicates are refused, with the
         reason: cells of one sample are no replicates.
         """
-        import numpy as np
+        import pandas as pd
 
         from neumf_assets.core.conditions.differential import find_differences
-        from neumf_assets.core.conditions.pseudobulk import pseudobulk, shared_genes
+        from neumf_assets.core.conditions.pseudobulk import pseudobulk
         from neumf_assets.core.conditions.samples import NothingToCompare
+        from neumf_assets.core.counts.stack import shared_genes
         from neumf_assets.core.report.image import markdown_image
         from neumf_assets.core.report.plots.conditions import volcanoes
 
         try:
-            groups = _groups(step, arms)
+            groups, told = _groups(step, arms)
         except NothingToCompare as reason:
             return _nothing(differential_expression, str(reason))
         with all_genes_of_kept_cells(step) as parts:
-            if not all(np.issubdtype(part.dtype, np.integer) for part in parts.values()):
+            if not all(part.counts.whole for part in parts.values()):
                 return _nothing(differential_expression, "the values are no counts")
-            genes = shared_genes(parts)
-            counts = pseudobulk(parts, groups.group, groups.cells.size, genes)
+            genes = pd.Index(shared_genes(parts))
+            counts = pseudobulk(parts, groups.position, groups.cells.size, genes)
         found = find_differences(
             counts,
             groups.cells,
@@ -206,7 +172,7 @@ def _differential_expression(arms: Sequence[str]) -> Stage:
         number = int((tested["p_adjusted"] <= bound).sum())
         return Product(
             lambda folder: _save(folder, {"differential_expression": tested, "compared": found.compared}),
-            {**groups.figures(), FOUND: number, "rows": len(tested)},
+            {**told, FOUND: number, "rows": len(tested)},
             pictures=pictures,
             tables={"comparisons": _rows(found.compared), "genes that change most": top_genes(tested, bound)},
             publish={"differential_expression.csv": "differential_expression.csv"},

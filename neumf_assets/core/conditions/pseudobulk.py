@@ -28,15 +28,6 @@ class Cells(Protocol):
         """Read the cells from ``start`` to ``stop``."""
 
 
-def shared_genes(parts: Mapping[str, Cells]) -> pd.Index:
-    """The genes that every dataset measured, in the order of the first."""
-    names = [part.var_names for part in parts.values()]
-    found = names[0]
-    for other in names[1:]:
-        found = found[found.isin(other)]
-    return found[~found.duplicated()]
-
-
 def pseudobulk(parts: Mapping[str, Cells], group: np.ndarray, n_groups: int, genes: pd.Index) -> np.ndarray:
     """Add up the counts of the cells of each group.
 

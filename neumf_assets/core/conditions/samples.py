@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
+from neumf_assets.core.cells.files.store import labels_of
 from neumf_assets.core.conditions.settings import ConditionSettings
 from neumf_assets.core.errors import BadSettings, NeumfError
 
@@ -48,6 +50,45 @@ class Design:
     def others(self) -> list[str]:
         """The conditions that are compared with the reference."""
         return [name for name in sorted(self.samples["condition"].unique()) if name != self.reference]
+
+
+@dataclass(frozen=True)
+class CellGroups:
+    """The cells of a study by type and sample.
+
+    Parameters
+    ----------
+    names
+        The cell types.
+    of_cell
+        Each cell's position among them; -1 for cells that have none.
+    design
+        The samples.
+    """
+
+    names: list[str]
+    of_cell: np.ndarray
+    design: Design
+
+    @classmethod
+    def of(cls, types: pd.Series, design: Design) -> CellGroups:
+        """Group cells by type, in alphabetical order; a missing type is none."""
+        codes, names = pd.factorize(
+            types.astype(object).where(types.notna(), None).to_numpy(object), sort=True
+        )
+        return cls([str(name) for name in names], codes, design)
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """Each cell's position among types × samples, the samples of the first type first; -1 for cells of none."""
+        inside = (self.of_cell >= 0) & (self.design.of_cell >= 0)
+        return np.where(inside, self.of_cell * len(self.design.samples) + self.design.of_cell, -1)
+
+    @cached_property
+    def cells(self) -> np.ndarray:
+        """Cell types × samples: numbers of cells."""
+        shape = (len(self.names), len(self.design.samples))
+        return np.bincount(self.position[self.position >= 0], minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def design_of(cells: pd.DataFrame, settings: ConditionSettings | None = None) -> Design:
@@ -138,10 +179,7 @@ def _existing(cells: pd.DataFrame, name: str, setting: str) -> str:
 
 
 def _texts(cells: pd.DataFrame, name: str) -> pd.Series:
-    values = cells[name]
-    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
-        return values.map("{:g}".format, na_action="ignore").astype(object)
-    return values.astype(object).map(str, na_action="ignore")
+    return labels_of(cells, name).astype(object).map(str, na_action="ignore")
 
 
 def _one_each(values: pd.Series, codes: np.ndarray, samples: pd.DataFrame, name: str) -> list[str]:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from neumf_assets.core.counts.genes.join import kind_of_names
-from neumf_assets.core.counts.stored import StoredCounts
 from neumf_assets.core.errors import NeumfError
 
 
-def shared_genes(counts: Mapping[str, ad.AnnData] | Mapping[str, StoredCounts]) -> list[str]:
+class HasGenes(Protocol):
+    """Counts in memory or on disk, of which the names of the genes are known."""
+
+    @property
+    def var_names(self) -> pd.Index:
+        """Names of the genes."""
+
+
+def shared_genes(counts: Mapping[str, HasGenes]) -> list[str]:
     """Genes that every dataset has, in the order of the first.
 
     Raises
