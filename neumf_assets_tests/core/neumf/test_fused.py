@@ -384,6 +384,19 @@ def test_a_user_without_a_folder_gets_the_build_in_the_home(
         library.cache_folder()
 
 
+def test_an_account_without_a_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", staticmethod(none))
+    monkeypatch.setenv("NEUMF_HOME", str(tmp_path))
+    assert library.cache_folder() == tmp_path / "cache" / "neumf-assets" / "fused"
+    monkeypatch.delenv("NEUMF_HOME")
+    with pytest.raises(library.KernelUnavailable, match="Could not determine home directory"):
+        library.cache_folder()
+
+
 FIRST_USE = """
 import torch
 from neumf_assets.core.neumf.fused.tower import available

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 MAX_DEPTH = 5
@@ -229,34 +228,28 @@ def cache_folder() -> Path:
     KernelUnavailable
         When neither can be written.
     """
+    home = os.environ.get("NEUMF_HOME")
+    bases = [_user_cache, *([lambda: Path(home) / "cache"] if home else [])]
     reasons = []
-    for base in _cache_bases():
-        folder = base / "neumf-assets" / "fused"
+    for base in bases:
         try:
+            folder = base() / "neumf-assets" / "fused"
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: the account has no home folder
             reasons.append(str(error))
-        else:
-            if os.access(folder, os.W_OK | os.X_OK):
-                return folder
-            reasons.append(f"{folder} cannot be written")
-    raise KernelUnavailable(
-        "no folder to build the kernel in: " + "; ".join(reasons or ["the user has none"])
-    )
+            continue
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        reasons.append(f"{folder} cannot be written")
+    raise KernelUnavailable("no folder to build the kernel in: " + "; ".join(reasons))
 
 
-def _cache_bases() -> Iterator[Path]:
-    try:
-        if sys.platform == "darwin":
-            yield Path.home() / "Library" / "Caches"
-        elif sys.platform == "win32":
-            yield Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-        else:
-            yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        pass  # the account has no home folder
-    if home := os.environ.get("NEUMF_HOME"):
-        yield Path(home) / "cache"
+def _user_cache() -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def cpu_features() -> str:
