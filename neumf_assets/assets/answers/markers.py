@@ -12,6 +12,7 @@ from neumf_assets.assets.inputs import best_arm, read_cell_columns, stored_count
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 
 if TYPE_CHECKING:
+    import anndata as ad
     import pandas as pd
 
     from neumf_assets.core.counts.stored import StackedCounts
@@ -54,9 +55,10 @@ def markers_stage(arms: Sequence[str]) -> Stage:
         groups = {"": clusters[delivered_clusters(clusters)]} | _by_label(step)
         with stored_counts(step) as parts:
             counts = StackedCounts.of(parts)
-            tables = {name: _marked(counts, group, step) for name, group in groups.items()}
-            names = _suggested(counts, groups[""], step)
-            tested = "yes" if counts.whole else "no: the values are no counts"
+            cells = _tested(counts, groups, step)
+        tables = {name: _marked(cells.get(name), step) for name in groups}
+        names = _suggested(cells[""], step) if cells else None
+        tested = "yes" if cells else "no: the values are no counts"
         found, dots = tables[""]
         top = found[found["rank"] <= 3].groupby("cluster")["gene"].agg(", ".join)
         return Product(
@@ -81,17 +83,24 @@ def _by_label(step: Step) -> dict[str, pd.Series]:
     return {} if named is None else {"label_": named.where(named.notna(), NOISE)}
 
 
-def _marked(counts: StackedCounts, groups: pd.Series, step: Step) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The markers of groups of cells, and how the first of each are expressed in all."""
-    from neumf_assets.core.cells.markers import find_markers, marker_dots, no_markers
+def _tested(counts: StackedCounts, groups: Mapping[str, pd.Series], step: Step) -> dict[str, ad.AnnData]:
+    """The cells of each grouping that are tested, read once; none where the values are no counts."""
+    from neumf_assets.core.cells.markers import drawn_cells
 
     if not counts.whole:
-        return no_markers(), no_markers()[[]]
-    found = find_markers(counts, counts.genes, groups, step.study.markers)
+        return {}
+    return {
+        name: drawn_cells(counts, counts.genes, group, step.study.markers) for name, group in groups.items()
+    }
+
+
+def _marked(cells: ad.AnnData | None, step: Step) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The markers of groups of cells, and how the first of each are expressed in all."""
+    from neumf_assets.core.cells.markers import marker_dots, no_markers, rank_markers
+
+    found = no_markers() if cells is None else rank_markers(cells, step.study.markers)
     first = list(dict.fromkeys(found.loc[found["rank"] <= _DOTS, "gene"]))
-    if not first:
-        return found, found[[]]
-    return found, marker_dots(counts, counts.genes, groups, first, step.study.markers)
+    return found, marker_dots(cells, first) if cells is not None and first else found[[]]
 
 
 def _suggestions(names: pd.DataFrame | None) -> list[dict[str, Any]]:
@@ -101,21 +110,16 @@ def _suggestions(names: pd.DataFrame | None) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in rows]
 
 
-def _suggested(counts: StackedCounts, clusters: pd.Series, step: Step) -> pd.DataFrame | None:
+def _suggested(cells: ad.AnnData, step: Step) -> pd.DataFrame | None:
     """Names for the clusters by the lists of genes in the settings, where there are any."""
     from neumf_assets.core.annotation.marker_lists import listed_genes, suggest_names
     from neumf_assets.core.cells.markers import marker_dots
 
     lists = step.study.markers.lists
-    if not lists or not counts.whole:
-        return None
-    chosen = listed_genes(lists, counts.genes)
-    wanted = {gene.removeprefix("-") for genes in lists.values() for gene in genes}
-    if missing := sorted(wanted - set(chosen)):
+    chosen = listed_genes(lists, cells.var_names)
+    if missing := sorted(set(listed_genes(lists)) - set(chosen)):
         step.log.warning(f"markers.lists names genes that not every dataset has: {', '.join(missing)}.")
-    if not chosen:
-        return None
-    return suggest_names(marker_dots(counts, counts.genes, clusters, chosen, step.study.markers), lists)
+    return suggest_names(marker_dots(cells, chosen), lists) if chosen and cells.n_obs else None
 
 
 def _save_markers(

@@ -13,13 +13,13 @@ NOT = "-"
 COLUMNS = ("cluster", "suggested", "score", "next", "next_score")
 
 
-def listed_genes(lists: Mapping[str, Sequence[str]], measured: Collection[str]) -> list[str]:
-    """The genes of all lists that were measured, each once; a sign is taken off."""
-    known = set(measured)
+def listed_genes(lists: Mapping[str, Sequence[str]], measured: Collection[str] | None = None) -> list[str]:
+    """The genes of all lists, or those of them that were measured, each once; a sign is taken off."""
+    known = None if measured is None else set(measured)
     return [
         gene
         for gene in dict.fromkeys(_plain(gene) for genes in lists.values() for gene in genes)
-        if gene in known
+        if known is None or gene in known
     ]
 
 

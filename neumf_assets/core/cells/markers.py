@@ -54,31 +54,43 @@ def find_markers(
         Values that are not counts, or lengths that don't fit.
     """
     settings = settings or MarkerSettings()
+    return rank_markers(drawn_cells(counts, genes, clusters, settings), settings)
+
+
+def drawn_cells(
+    counts: sp.spmatrix | StackedCounts,
+    genes: Sequence[str],
+    clusters: Sequence[str] | pd.Series,
+    settings: MarkerSettings,
+) -> ad.AnnData:
+    """Give the cells that are tested, log-normalised, with their ``cluster`` in ``obs``.
+
+    Raises
+    ------
+    NeumfError
+        As :func:`find_markers`.
+    """
     groups = pd.Series(np.asarray(clusters, dtype=object)).astype(str)
     if counts.shape != (len(groups), len(genes)):
         raise NeumfError(
             f"{len(groups)} clusters and {len(genes)} genes do not fit counts of {counts.shape}."
         )
     cells = _draw_cells(groups, settings)
-    tested_counts = counts.take(cells) if isinstance(counts, StackedCounts) else sp.csr_matrix(counts)[cells]
-    _check(tested_counts)
-    groups = groups.iloc[cells].reset_index(drop=True)
-    if groups.nunique() < 2:
+    drawn = counts.take(cells) if isinstance(counts, StackedCounts) else sp.csr_matrix(counts)[cells]
+    _check(drawn)
+    return _log_normalised(drawn, genes, groups.iloc[cells].reset_index(drop=True))
+
+
+def rank_markers(tested: ad.AnnData, settings: MarkerSettings) -> pd.DataFrame:
+    """As :func:`find_markers`, of what :func:`drawn_cells` gives."""
+    if tested.obs["cluster"].nunique() < 2:
         return no_markers()
-    tested = _log_normalised(tested_counts, genes, groups)
-    seen = _shares(tested, groups)
-    tested = tested[:, (seen >= settings.min_cell_share).any(axis=0).to_numpy()].copy()
-    return _rank(tested, settings)
+    seen = _of_clusters(tested, tested.X > 0)
+    return _rank(tested[:, (seen >= settings.min_cell_share).any(axis=0).to_numpy()].copy(), settings)
 
 
-def marker_dots(
-    counts: sp.spmatrix | StackedCounts,
-    genes: Sequence[str],
-    clusters: Sequence[str] | pd.Series,
-    chosen: Sequence[str],
-    settings: MarkerSettings | None = None,
-) -> pd.DataFrame:
-    """Say how some genes are expressed in every cluster, over the cells that :func:`find_markers` tests.
+def marker_dots(tested: ad.AnnData, chosen: Sequence[str]) -> pd.DataFrame:
+    """Say how some genes are expressed in every cluster, over the cells that :func:`drawn_cells` gives.
 
     Returns
     -------
@@ -86,18 +98,12 @@ def marker_dots(
         A row for every cluster and gene: ``cluster``, ``gene``, ``mean`` (of counts per 10,000, logarithm of one more)
         and ``share`` of the cells in which the gene was seen.
     """
-    settings = settings or MarkerSettings()
-    groups = pd.Series(np.asarray(clusters, dtype=object)).astype(str)
-    cells = _draw_cells(groups, settings)
-    drawn = counts.take(cells) if isinstance(counts, StackedCounts) else sp.csr_matrix(counts)[cells]
-    data = _log_normalised(drawn, genes, groups.iloc[cells].reset_index(drop=True))
-    data = data[:, list(chosen)]
-    names, codes = np.unique(data.obs["cluster"].astype(str), return_inverse=True)
-    sizes = np.bincount(codes)
-    member = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    tables = [(member @ values).toarray() / sizes[:, None] for values in (data.X, data.X > 0)]
-    places = pd.MultiIndex.from_product([names, list(chosen)], names=["cluster", "gene"])
-    return pd.DataFrame({"mean": tables[0].ravel(), "share": tables[1].ravel()}, index=places).reset_index()
+    data = tested[:, list(chosen)]
+    mean, share = (_of_clusters(data, values) for values in (data.X, data.X > 0))
+    places = pd.MultiIndex.from_product([mean.index, list(chosen)], names=["cluster", "gene"])
+    return pd.DataFrame(
+        {"mean": mean.to_numpy().ravel(), "share": share.to_numpy().ravel()}, index=places
+    ).reset_index()
 
 
 def no_markers() -> pd.DataFrame:
@@ -133,19 +139,18 @@ def _log_normalised(counts: sp.csr_matrix, genes: Sequence[str], groups: pd.Seri
         obs=pd.DataFrame({"cluster": pd.Categorical(groups)}, index=groups.index.astype(str)),
         var=pd.DataFrame(index=pd.Index(list(genes), name="gene")),
     )
-    sc.pp.normalize_total(data, target_sum=1e4)
-    sc.pp.log1p(data)
+    if data.n_obs:  # all may be noise, and scanpy refuses no cells
+        sc.pp.normalize_total(data, target_sum=1e4)
+        sc.pp.log1p(data)
     return data
 
 
-def _shares(data: ad.AnnData, groups: pd.Series) -> pd.DataFrame:
-    """Give the share of each cluster's cells in which each gene was seen (clusters × genes)."""
-    names, codes = np.unique(groups, return_inverse=True)
+def _of_clusters(data: ad.AnnData, values: sp.csr_matrix) -> pd.DataFrame:
+    """Give the mean of each cluster's cells, of each gene (clusters × genes)."""
+    names, codes = np.unique(data.obs["cluster"].astype(str), return_inverse=True)
     sizes = np.bincount(codes)
     membership = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    return pd.DataFrame(
-        (membership @ (data.X > 0)).toarray() / sizes[:, None], index=names, columns=data.var_names
-    )
+    return pd.DataFrame((membership @ values).toarray() / sizes[:, None], index=names, columns=data.var_names)
 
 
 def _rank(data: ad.AnnData, settings: MarkerSettings) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from neumf_assets.core.cells.markers import COLUMNS, find_markers, marker_dots
+from neumf_assets.core.cells.markers import COLUMNS, drawn_cells, find_markers, marker_dots
 from neumf_assets.core.cells.settings import MarkerSettings
 from neumf_assets.core.errors import NeumfError
 from neumf_assets_tests.core.cells.data import simulated_counts
@@ -41,7 +41,7 @@ def test_the_score_is_that_of_the_rank_sum_test() -> None:
 def test_dots_are_means_and_shares_of_every_cluster() -> None:
     data, planted = simulated_counts()
     genes = [planted[0][0], planted[1][0]]
-    dots = marker_dots(data.X, data.var_names, data.obs["cell_type"], genes)
+    dots = marker_dots(drawn_cells(data.X, data.var_names, data.obs["cell_type"], MarkerSettings()), genes)
     dense = data.X.toarray().astype(np.float64)
     values = np.log1p(1e4 * dense / dense.sum(axis=1, keepdims=True))
     assert len(dots) == 2 * data.obs["cell_type"].nunique()
@@ -57,6 +57,12 @@ def test_clusters_without_markers_have_none() -> None:
     clusters = np.random.default_rng(0).permutation(data.obs["cell_type"].to_numpy())
     found = find_markers(data.X, data.var_names, clusters)
     assert len(found) <= 3
+
+
+@pytest.mark.parametrize("cluster", ["noise", "0"])
+def test_one_cluster_or_none_has_no_markers(cluster: str) -> None:
+    data, _ = simulated_counts()
+    assert find_markers(data.X, data.var_names, [cluster] * data.n_obs).empty
 
 
 def test_small_clusters_and_noise_are_left_out() -> None:
