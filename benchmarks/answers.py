@@ -38,6 +38,7 @@ from neumf_assets.core.conditions.settings import ConditionSettings
 from neumf_assets.core.counts.simulate.inbox import write_inbox
 from neumf_assets.core.counts.simulate.settings import SimulatorSettings
 from neumf_assets.core.counts.stack import shared_genes
+from neumf_assets.core.counts.stored import CountsInMemory
 
 ARMS = ("pca", "harmony", "ineumf")
 VOTERS, FEWEST = 15, 20
@@ -114,17 +115,6 @@ def _without(
     return float(area), float((found["predicted"] == UNKNOWN).to_numpy()[new].mean())
 
 
-class _Rows:
-    """Counts in memory, read as those on disk are."""
-
-    def __init__(self, counts: Any) -> None:
-        self.counts, self.shape, self.var_names = sp.csr_matrix(counts.X), counts.shape, counts.var_names
-
-    def rows(self, start: int, stop: int) -> sp.csr_matrix:
-        """Some cells."""
-        return self.counts[start:stop]
-
-
 class _Kang:
     """The real study's counts added up by type and sample."""
 
@@ -132,7 +122,9 @@ class _Kang:
         import anndata as ad
 
         read = {name: ad.read_h5ad(REAL / f"{name}.h5ad") for name in ("ctrl", "stim")}
-        self.parts = {name: _Rows(data) for name, data in read.items()}
+        self.parts = {
+            name: CountsInMemory(sp.csr_matrix(data.X), data.var_names) for name, data in read.items()
+        }
         self.genes = pd.Index(shared_genes(self.parts))
         self.cells = pd.concat(
             [data.obs.assign(dataset=name) for name, data in read.items()], ignore_index=True

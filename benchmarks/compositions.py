@@ -22,9 +22,10 @@ from sklearn.neighbors import NearestNeighbors
 from benchmarks import harness
 from neumf_assets.core.cells.align import harmony_align
 from neumf_assets.core.cells.components import principal_components
-from neumf_assets.core.cells.settings import AlignSettings
+from neumf_assets.core.cells.settings import AlignSettings, harmony_defaults
 from neumf_assets.core.counts.simulate.settings import SimulatedDatasetSettings, SimulatorSettings
 from neumf_assets.core.counts.simulate.study import simulate_study
+from neumf_assets.core.counts.stored import CountsInMemory
 from neumf_assets.core.neumf.common_space import common_space
 from neumf_assets.core.neumf.genes import select_genes
 from neumf_assets.core.neumf.settings import ineumf_defaults
@@ -33,20 +34,9 @@ from neumf_assets.core.neumf.training.fit import fit
 CELLS = 4000
 NEIGHBOURS, VOTERS = 20, 15
 LABELS, REAL = "cell_type", "kang_ifnb"
-UNTOUCHED = AlignSettings(sigma=0.1, passes=1, guarded=False)
+UNTOUCHED = harmony_defaults()
 
 Study = tuple[csr_matrix, NDArray[np.intp], NDArray[np.str_]]
-
-
-class _Rows:
-    """Counts in memory, read as those on disk are."""
-
-    def __init__(self, counts: csr_matrix) -> None:
-        self.counts, self.shape = counts, counts.shape
-
-    def rows(self, start: int, stop: int) -> csr_matrix:
-        """Some cells."""
-        return self.counts[start:stop]
 
 
 def studies(first: Any, second: Any, seed: int) -> Iterator[tuple[str, Study]]:
@@ -126,7 +116,7 @@ def embeddings(study: Study, quick: bool) -> Iterator[tuple[str, NDArray[Any]]]:
     counts, dataset, _ = study
     names = [str(gene) for gene in range(counts.shape[1])]
     genes = select_genes(counts, dataset, 2000)
-    components = principal_components(_Rows(counts), names, genes, 30).embedding
+    components = principal_components(CountsInMemory(counts), names, genes, 30).embedding
     yield "principal components", components
     yield "Harmony on them", harmony_align(components, dataset, UNTOUCHED).embedding
     settings = ineumf_defaults().model_copy(update={"epochs": 10} if quick else {})

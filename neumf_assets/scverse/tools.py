@@ -170,28 +170,18 @@ def components(
     """Principal components of log-normalised counts in ``obsm[key_added]``; with a batch key Harmony on them."""
     from neumf_assets.core.cells.align import harmony_align
     from neumf_assets.core.cells.components import principal_components
-    from neumf_assets.core.cells.settings import AlignSettings
+    from neumf_assets.core.cells.settings import harmony_defaults
+    from neumf_assets.core.counts.stored import CountsInMemory
     from neumf_assets.core.neumf.genes import select_genes
 
     counts, (codes, names) = counts_of(data, layer), codes_of(data, batch_key)
     genes = select_genes(counts, codes, n_genes)
     points = principal_components(
-        _Rows(counts, data.var_names), [str(name) for name in data.var_names], genes, n_components
+        CountsInMemory(counts, data.var_names), [str(name) for name in data.var_names], genes, n_components
     ).embedding
     if len(names) > 1:
-        points = harmony_align(points, codes, AlignSettings(sigma=0.1, passes=1, guarded=False)).embedding
+        points = harmony_align(points, codes, harmony_defaults()).embedding
     data.obsm[key_added] = points
-
-
-class _Rows:
-    """Counts in memory, read as those on disk are."""
-
-    def __init__(self, counts: Any, genes: pd.Index) -> None:
-        self.counts, self.shape, self.var_names = counts, counts.shape, genes
-
-    def rows(self, start: int, stop: int) -> Any:
-        """Some cells."""
-        return self.counts[start:stop]
 
 
 def transfer(
@@ -288,10 +278,11 @@ def differential_expression(
     """
     from neumf_assets.core.conditions.differential import find_differences
     from neumf_assets.core.conditions.pseudobulk import pseudobulk
+    from neumf_assets.core.counts.stored import CountsInMemory
 
     chosen = _condition_settings(condition, replicate, settings)
     found = _groups(data, groupby, chosen)
-    parts = {"data": _Rows(counts_of(data, layer), data.var_names)}
+    parts = {"data": CountsInMemory(counts_of(data, layer), data.var_names)}
     return find_differences(
         pseudobulk(parts, found.position, found.cells.size, data.var_names),
         found.cells,

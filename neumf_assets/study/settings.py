@@ -17,6 +17,7 @@ from neumf_assets.core.cells.settings import (
     MarkerSettings,
     MetricsSettings,
     UmapSettings,
+    harmony_defaults,
 )
 from neumf_assets.core.conditions.settings import ConditionSettings
 from neumf_assets.core.counts.settings import QCSettings, ReadSettings
@@ -162,7 +163,7 @@ class StudySettings(Settings):
         ComponentSettings(), description="Principal components, for the arms pca and harmony."
     )
     harmony: AlignSettings = Field(
-        AlignSettings(sigma=0.1, passes=1, guarded=False),
+        harmony_defaults(),
         description="The arm harmony, by default with Harmony's own settings: a rival is not mended.",
     )
     clusters: ClusterSettings = Field(ClusterSettings(), description="Neighbour graph and clusters of cells.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neumf_assets.assets.answers.labels import named_cells
+from neumf_assets.assets.answers.rows import rows_of
 from neumf_assets.assets.arms import delivered_clusters
 from neumf_assets.assets.inputs import all_genes_of_kept_cells, best_arm, read_cell_columns
 from neumf_assets.assets.stage import Product, Stage, Step, stage
@@ -99,7 +100,7 @@ def _composition(arms: Sequence[str]) -> Stage:
             pictures={
                 "composition": markdown_image(composition_bars(table), "share of cell types in every sample")
             },
-            tables={"tests of composition": _rows(tested)},
+            tables={"tests of composition": rows_of(tested)},
             publish={name: name for name in ("composition.csv", "composition_tests.csv")},
         )
 
@@ -174,7 +175,10 @@ def _differential_expression(arms: Sequence[str]) -> Stage:
             lambda folder: _save(folder, {"differential_expression": tested, "compared": found.compared}),
             {**told, FOUND: number, "rows": len(tested)},
             pictures=pictures,
-            tables={"comparisons": _rows(found.compared), "genes that change most": top_genes(tested, bound)},
+            tables={
+                "comparisons": rows_of(found.compared),
+                "genes that change most": top_genes(tested, bound),
+            },
             publish={"differential_expression.csv": "differential_expression.csv"},
         )
 
@@ -217,13 +221,3 @@ def _save(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
     for name, table in tables.items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
         save_csv(table, folder / f"{name}.csv")
-
-
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows for the UI: numbers with four digits, text where there is nothing."""
-    whole = table.astype(object).where(table.notna(), "")
-    return [{str(key): _short(value) for key, value in row.items()} for row in whole.to_dict("records")]
-
-
-def _short(value: Any) -> Any:
-    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neumf_assets.assets.answers.rows import rows_of
 from neumf_assets.assets.inputs import best_arm, read_table
 from neumf_assets.assets.stage import Product, Stage, Step, stage
 
@@ -62,7 +63,7 @@ def labels_stage(arms: Sequence[str]) -> Stage:
             lambda folder: _save(folder, names, found),
             figures,
             tables={
-                "labels, held out": [_rounded(row) for row in found.accuracy.to_dict("records")],
+                "labels, held out": rows_of(found.accuracy),
                 "cells without a label": _counted(names, found),
             },
             publish={"cell_labels.parquet": "cell_labels.parquet"},
@@ -96,16 +97,12 @@ def _figures(found: LabelTransfer, arm: str, column: str) -> dict[str, Any]:
     }
 
 
-def _rounded(row: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key): round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-
-
 def _counted(names: Any, found: LabelTransfer) -> list[dict[str, Any]]:
     """How many cells without a label got each, by dataset."""
     without = found.cells["label"].isna().to_numpy()
     table = found.cells.loc[without, ["predicted"]].assign(dataset=names["dataset"])
     counts = table.value_counts(["dataset", "predicted"]).reset_index(name="cells")
-    return [_rounded(row) for row in counts.to_dict("records")]
+    return rows_of(counts)
 
 
 def _save(folder: Path, names: Any, found: LabelTransfer) -> None:

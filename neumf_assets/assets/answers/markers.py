@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neumf_assets.assets.answers.labels import named_cells
+from neumf_assets.assets.answers.rows import rows_of
 from neumf_assets.assets.arms import delivered_clusters
 from neumf_assets.assets.inputs import best_arm, read_cell_columns, stored_counts
 from neumf_assets.assets.stage import Product, Stage, Step, stage
@@ -67,7 +68,7 @@ def markers_stage(arms: Sequence[str]) -> Stage:
             pictures=_dot_picture(dots),
             tables={
                 "top markers": [{"cluster": c, "genes": g} for c, g in top.items()],
-                "suggested names": _suggestions(names),
+                "suggested names": [] if names is None else rows_of(names),
             },
             publish={f"{name}markers.parquet": f"{name}markers.parquet" for name in tables},
         )
@@ -101,13 +102,6 @@ def _marked(cells: ad.AnnData | None, step: Step) -> tuple[pd.DataFrame, pd.Data
     found = no_markers() if cells is None else rank_markers(cells, step.study.markers)
     first = list(dict.fromkeys(found.loc[found["rank"] <= _DOTS, "gene"]))
     return found, marker_dots(cells, first) if cells is not None and first else found[[]]
-
-
-def _suggestions(names: pd.DataFrame | None) -> list[dict[str, Any]]:
-    if names is None:
-        return []
-    rows = names.round(2).astype(object).where(names.notna(), "").to_dict("records")
-    return [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def _suggested(cells: ad.AnnData, step: Step) -> pd.DataFrame | None:

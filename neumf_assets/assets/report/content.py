@@ -6,10 +6,11 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neumf_assets.assets.answers.conditions import COMPARED, GROUPS, NO, REFERENCE, top_genes
 from neumf_assets.assets.answers.labels import COLUMN, HELD_OUT, RIGHT, UNKNOWN
+from neumf_assets.assets.answers.rows import rows_of
 from neumf_assets.assets.arms import delivered_clusters, map_of
 from neumf_assets.assets.gene_space import left_out
 from neumf_assets.assets.inputs import read_cell_columns, read_table
@@ -243,15 +244,11 @@ def _label_results(step: Step) -> LabelResults | None:
         arm=figures["arm"],
         right=figures.get(RIGHT),
         held_out=figures[HELD_OUT],
-        accuracy=_records(read_table(artifact, "accuracy")),
-        given=_records(given),
+        accuracy=rows_of(read_table(artifact, "accuracy")),
+        given=rows_of(given),
         unlabelled=len(without),
         unknown=figures[UNKNOWN],
     )
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def _condition_results(step: Step) -> ConditionResults | None:

@@ -225,6 +225,11 @@ class AlignSettings(Settings):
     seed: Seed = Field(default=0, description="Seed of the first centroids.")
 
 
+def harmony_defaults() -> AlignSettings:
+    """Return Harmony's own settings, for the arm that is the rival and is not mended."""
+    return AlignSettings(sigma=0.1, passes=1, guarded=False)
+
+
 class MetricsSettings(Settings):
     """How an arm is scored."""
 

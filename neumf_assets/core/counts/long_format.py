@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from neumf_assets.core.counts.stored import StoredCounts
+from neumf_assets.core.counts.stored import CountsInMemory, StoredCounts
 
 LONG, CELLS, GENES = "long.parquet", "cells.parquet", "genes.parquet"
 ROW_GROUP = 1 << 19
@@ -46,7 +46,7 @@ def write_long(adata: ad.AnnData | StoredCounts, folder: str | Path) -> int:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    counts = adata if isinstance(adata, StoredCounts) else _InMemory(adata.X)
+    counts = adata if isinstance(adata, StoredCounts) else CountsInMemory(adata.X)
     indptr = np.concatenate([[0], np.cumsum(counts.lengths)])
     totals = np.zeros(adata.shape[0], np.int64 if counts.dtype.kind in "iu" else np.float64)
     _write_table(_gene_table(adata), folder / GENES)
@@ -96,17 +96,6 @@ def long_to_csr(folder: str | Path) -> tuple[sparse.csr_matrix, list[str], list[
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     parts = (entries["expression"].to_numpy(), entries["gene_id"].to_numpy().astype(np.int32), indptr)
     return sparse.csr_matrix(parts, shape=(len(cells), len(genes))), cells, genes
-
-
-class _InMemory:
-    """A matrix in memory, read as one on disk is."""
-
-    def __init__(self, X: sparse.csr_matrix) -> None:
-        self._X = X if X.has_sorted_indices else X.sorted_indices()
-        self.lengths, self.dtype = np.diff(self._X.indptr), X.dtype
-
-    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        return self._X[start:stop]
 
 
 def _schema(dtype: np.dtype) -> pa.Schema:

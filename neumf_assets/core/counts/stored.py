@@ -113,6 +113,27 @@ class StoredCounts:
         return csr_matrix(parts, shape=(indptr.size - 1, self.shape[1]), copy=False)
 
 
+class CountsInMemory:
+    """Counts in memory, read as those on disk are.
+
+    Attributes
+    ----------
+    shape
+        Cells x genes.
+    lengths
+        Number of entries of each cell.
+    """
+
+    def __init__(self, X: csr_matrix, var_names: pd.Index | None = None) -> None:
+        self._X = X if X.has_sorted_indices else X.sorted_indices()
+        self.shape, self.dtype, self.lengths = X.shape, X.dtype, np.diff(self._X.indptr)
+        self.var_names = pd.RangeIndex(X.shape[1]) if var_names is None else var_names
+
+    def rows(self, start: int, stop: int) -> csr_matrix:
+        """Take the cells from ``start`` to ``stop``."""
+        return self._X[start:stop]
+
+
 def is_measured(column: pd.Series) -> bool:
     """Whether a column of cells holds numbers, and no labels."""
     return bool(pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype))

@@ -34,9 +34,7 @@ def multiqc_files(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         arm_title(arm): {key: scores[key] for key in _ARM_SCORES if scores.get(key) is not None}
         for arm, scores in summary["arms"].items()
     }
-    titles = {
-        key: (METRICS[key].title, METRICS[key].meaning, "{:,.3f}") for key in _ARM_SCORES if key in METRICS
-    }
+    titles = {key: (METRICS[key].title, METRICS[key].meaning, "{:,.3f}") for key in _ARM_SCORES}
     return {
         "neumf_datasets_mqc.json": _table(study, "datasets", "Datasets", datasets, _DATASET_COLUMNS),
         "neumf_arms_mqc.json": _table(study, "arms", "Integration", arms, titles),
