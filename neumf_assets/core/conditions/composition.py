@@ -122,7 +122,7 @@ def compare_composition(
     return whole.reindex(columns=list(TESTED)).astype({"samples": "string", "refused": "string"})
 
 
-def _moderated(values: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _moderated(values: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Effect of the last column on each row of values, its standard error, and degrees of freedom.
 
     Residual variances are drawn towards their common value by as much as they differ less than chance would have it.
@@ -138,8 +138,8 @@ def _moderated(values: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.n
     else:
         moderated = (prior_freedom * prior + freedom * variance) / (prior_freedom + freedom)
     # no more degrees of freedom than all rows have together
-    total = np.minimum(prior_freedom + freedom, freedom * len(variance))
-    return coefficients[-1], np.sqrt(moderated * scale), np.full(len(variance), total)
+    total = float(min(prior_freedom + freedom, freedom * len(variance)))
+    return coefficients[-1], np.sqrt(moderated * scale), total
 
 
 def fitted_prior(variance: np.ndarray, freedom: int) -> tuple[float, float]:

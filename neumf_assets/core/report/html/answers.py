@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from neumf_assets.core.report.content import ConditionResults, LabelResults, ReportContent
@@ -67,26 +68,13 @@ def composition_section(content: ReportContent) -> dict[str, Any] | None:
     if found is None or not len(found.shares):
         return None
     tests = found.tests.sort_values("p_value", kind="stable")
-    rows = []
-    for row in tests.head(_TYPES_SHOWN).to_dict("records"):
-        name = f"{row['cell_type']}" + (f", {row['condition']}" if len(found.others) > 1 else "")
-        if not isinstance(row["refused"], str):
-            rows.append(
-                (
-                    name,
-                    [
-                        Cell(percent(row["share_reference"])),
-                        Cell(percent(row["share_condition"])),
-                        Cell(
-                            number(row["odds_ratio"], 2),
-                            f"{number(row['low'], 2)} to {number(row['high'], 2)}",
-                        ),
-                        Cell(_p(row["p_adjusted"]), best=row["p_adjusted"] <= found.max_adjusted_p),
-                    ],
-                )
-            )
+    several = len(found.others) > 1
+    rows = [
+        (_name(row["cell_type"], row["condition"], several), _tested(row, found.max_adjusted_p))
+        for row in tests[tests["refused"].isna()].head(_TYPES_SHOWN).to_dict("records")
+    ]
     refused = sorted(set(tests["refused"].dropna()))
-    other = "condition" if len(found.others) > 1 else found.others[0]
+    other = "condition" if several else found.others[0]
     columns = [f"Share, {found.reference}", f"Share, {other}", "Odds ratio", "Adjusted p"]
     return {
         "id": "composition",
@@ -103,6 +91,19 @@ def composition_section(content: ReportContent) -> dict[str, Any] | None:
     }
 
 
+def _name(cell_type: str, condition: str, several: bool) -> str:
+    return f"{cell_type}, {condition}" if several else cell_type
+
+
+def _tested(row: Mapping[Any, Any], bound: float) -> list[Cell]:
+    return [
+        Cell(percent(row["share_reference"])),
+        Cell(percent(row["share_condition"])),
+        Cell(number(row["odds_ratio"], 2), f"{number(row['low'], 2)} to {number(row['high'], 2)}"),
+        Cell(_p(row["p_adjusted"]), best=row["p_adjusted"] <= bound),
+    ]
+
+
 def differences_section(content: ReportContent) -> dict[str, Any] | None:
     """Genes that a condition changes in each cell type."""
     found = content.conditions
@@ -111,7 +112,7 @@ def differences_section(content: ReportContent) -> dict[str, Any] | None:
     several = len(found.others) > 1
     rows = [
         (
-            f"{row['cell type']}, {row['condition']}" if several else row["cell type"],
+            _name(row["cell type"], row["condition"], several),
             [Cell(number(row["found"])), Cell(row["higher"]), Cell(row["lower"])],
         )
         for row in found.top
